@@ -1,0 +1,1 @@
+"""The only home of distributed: finding a cluster, leasing its slots, speaking to the leases."""

@@ -1,0 +1,445 @@
+"""Finds the cluster that a handle runs on, or starts one; the Python twins of `%nbmap`.
+
+In this order: the handle's `cluster=` · `nbmap.connect(x)` · the process's current Dask client ·
+`nbmap.cluster` in Dask's configuration, `DASK_SCHEDULER_ADDRESS`, `labextension.factory` · our own.
+
+Whatever it is, nbmap connects with a client of its own: it is never Dask's default, and it goes on
+when the user closes theirs.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engine.transport import InProcess, Transport
+from ..errors import ClusterError, OptionError
+from ..view.watch import in_kernel
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .local import LocalOwn
+
+__all__ = ["Connection", "Status", "connect", "start", "status", "stop"]
+
+logger = logging.getLogger("nbmap")
+
+TIMEOUT = 10.0  # seconds to reach a scheduler
+
+_lock = threading.RLock()
+_chosen: list[Any] = []  # what `connect` was given, the last one counts
+_transports: dict[str, Any] = {}  # by scheduler address
+_own: LocalOwn | None = None
+_nowhere: InProcess | None = None
+_warming: threading.Thread | None = None
+
+
+def transport_for(cluster: object) -> Transport:
+    """Return the transport to the cluster that a handle with `cluster=` runs on.
+
+    Raises:
+        ClusterError: it can't be reached or started.
+    """
+    if multiprocessing.parent_process() is not None and _is_worker():
+        msg = (
+            "this process is a worker of a cluster, and nbmap starts nothing from there; "
+            "map from the notebook or the script itself"
+        )
+        raise ClusterError(msg)
+    with _lock:
+        target = cluster if cluster is not None else _named()
+        if target is None or target == "local":
+            return _own_transport()
+        if isinstance(target, Transport):
+            return target
+        return _existing(target)
+
+
+def nowhere() -> Transport:
+    """Return a transport for runs that have nothing to run."""
+    global _nowhere  # noqa: PLW0603
+    with _lock:
+        _nowhere = _nowhere or InProcess(1)
+        return _nowhere
+
+
+def _is_worker() -> bool:
+    """Tell whether this process was spawned by a Dask nanny."""
+    return "Dask Worker process" in multiprocessing.current_process().name
+
+
+def _named() -> Any:
+    """Return what names a cluster, first found first; None where nothing does."""
+    if _chosen:
+        return _chosen[-1]
+    if (client := _current_client()) is not None:
+        return client
+    import dask.config
+
+    named = dask.config.get("nbmap.cluster", None)
+    if named is None:
+        named = os.environ.get("DASK_SCHEDULER_ADDRESS") or None
+    if named is None and dask.config.get("labextension.factory.module", None):
+        named = _Factory()
+    return named
+
+
+def _current_client() -> Any:
+    if "distributed" not in sys.modules:  # then nobody has made one
+        return None
+    from distributed import Client
+
+    try:
+        client = Client.current()
+    except ValueError:
+        return None
+    return client if client.status == "running" else None
+
+
+class _Factory:
+    """Stands for the cluster that `labextension.factory` in Dask's configuration makes."""
+
+
+_made: dict[str, Any] = {}
+
+
+def _from_factory() -> Any:
+    import dask.config
+
+    factory = dask.config.get("labextension.factory")
+    key = json.dumps(factory, sort_keys=True, default=str)
+    if key not in _made:
+        try:
+            make = getattr(importlib.import_module(factory["module"]), factory["class"])
+            _made[key] = make(*factory.get("args", ()), **factory.get("kwargs", {}))
+        except Exception as error:
+            msg = (
+                f"the cluster of labextension.factory in Dask's configuration "
+                f"({factory.get('module')}.{factory.get('class')}) can't be made: {error}"
+            )
+            raise ClusterError(msg) from error
+    return _made[key]
+
+
+# --- existing clusters -------------------------------------------------------------------------
+
+
+def _existing(target: Any) -> Transport:
+    """Return the transport to a cluster that is there: an address, a file, a client, an object."""
+    if isinstance(target, _Factory):
+        target = _from_factory()
+    grows_to = 0
+    if isinstance(target, (str, os.PathLike)):
+        address, security = _address(os.fspath(target)), None
+    elif hasattr(target, "scheduler_address"):  # a Dask cluster object
+        address, security = target.scheduler_address, getattr(target, "security", None)
+        grows_to = _maximum(target)
+    elif hasattr(target, "scheduler") and hasattr(target, "security"):  # a Dask client
+        if target.status != "running":
+            msg = f"the Dask client that nbmap was given is {target.status}; make a new one"
+            raise ClusterError(msg)
+        address, security = target.scheduler.address, target.security
+        grows_to = _maximum(target.cluster)
+    else:
+        msg = (
+            f"cluster={target!r:.80} is none of: 'local', a scheduler's address, a scheduler file, "
+            "a Dask client, a Dask cluster"
+        )
+        raise OptionError(msg)
+    found = _transports.get(address)
+    if found is not None and found.alive():
+        return found  # type: ignore[no-any-return]
+    _transports[address] = transport = _connected(address, security, grows_to)
+    return transport
+
+
+def _maximum(cluster: Any) -> int:
+    """Return how many slots a cluster that scales itself may come to have, 0 for any other."""
+    maximum = getattr(getattr(cluster, "_adaptive", None), "maximum", 0)
+    return int(maximum) if maximum and maximum < 1 << 20 else 0
+
+
+def _address(text: str) -> str:
+    if "://" in text:
+        return text
+    if text.endswith(".json") or Path(text).is_file():
+        try:
+            return str(json.loads(Path(text).read_text())["address"])
+        except (OSError, ValueError, KeyError) as error:
+            msg = f"the scheduler file {text!r} can't be read: {error}"
+            raise ClusterError(msg) from error
+    host, colon, port = text.rpartition(":")
+    if colon and host and port.isdigit():
+        return f"tcp://{text}"
+    msg = f"{text!r} is not a scheduler's address: write it as tcp://host:port or tls://host:port"
+    raise ClusterError(msg)
+
+
+def _connected(address: str, security: Any, grows_to: int) -> Transport:
+    from distributed import Client
+
+    from .leases import DaskTransport
+
+    shown = address.rpartition("@")[2]
+    _refuse_where_nobody_listens(address, shown)
+    try:
+        client = Client(address, security=security, timeout=TIMEOUT, set_as_default=False)
+    except Exception as error:
+        msg = f"no Dask scheduler could be reached at {shown}: {str(error) or type(error).__name__}"
+        if address.startswith("tls") and security is None:
+            msg += ". It speaks TLS: pass a Client that has its certificates"
+        raise ClusterError(msg) from error
+    atexit.register(client.close)
+    return DaskTransport(client, grows_to=grows_to)
+
+
+def _refuse_where_nobody_listens(address: str, shown: str) -> None:
+    """Say at once that nobody listens; Dask itself would go on trying until its timeout."""
+    import socket
+
+    from distributed.comm import get_address_host_port
+
+    if not address.startswith(("tcp://", "tls://")):
+        return
+    try:
+        host, port = get_address_host_port(address)
+        socket.create_connection((host, port), timeout=TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        msg = f"no Dask scheduler could be reached at {shown}: {error}"
+        raise ClusterError(msg) from error
+
+
+# --- our own ------------------------------------------------------------------------------------
+
+
+def _own_transport() -> Transport:
+    global _own  # noqa: PLW0603
+    with _lock:
+        if _own is None or not _own.transport.alive():
+            if _own is not None:
+                _own.close()
+                _own = None
+            _own = _start_own(None, None, None)
+        return _own.transport
+
+
+def _start_own(workers: int | None, threads: int | None, memory: str | None) -> LocalOwn:
+    _refuse_without_main_guard()
+    from .local import LocalOwn
+
+    own = LocalOwn(workers=workers, threads=threads, memory=memory)
+    atexit.register(own.close)
+    return own
+
+
+def _refuse_without_main_guard() -> None:
+    """Say that a script needs a main guard, before its workers run it over and over.
+
+    Worker processes are spawned, and a spawned process imports the script. What is at its top
+    level, outside of `if __name__ == "__main__":`, would run again in each.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if not path or not path.endswith(".py") or hasattr(main, "get_ipython"):
+        return
+    frame = sys._getframe()  # noqa: SLF001 - the documented way to look at callers
+    line = 0
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals is vars(main):
+            line = frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    if not line:  # called from elsewhere: a test runner, a thread
+        return
+    try:
+        tree = ast.parse(Path(path).read_text())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in tree.body:
+        if node.lineno <= line <= (node.end_lineno or line):
+            guarded = isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
+            if guarded:
+                return
+    msg = (
+        f"{path}, line {line}: put the code that runs under `if __name__ == \"__main__\":` - "
+        "every worker process imports this script, and would run it again"
+    )
+    raise ClusterError(msg)
+
+
+def warm_up(cluster: object) -> None:
+    """In a notebook, start our own cluster in the background when the first handle is defined."""
+    global _warming  # noqa: PLW0603
+    if not in_kernel() or _warming is not None or cluster is not None:
+        return
+
+    def warm() -> None:
+        try:
+            with _lock:
+                if _own is None and _named() is None:
+                    _own_transport()
+        except Exception as error:  # noqa: BLE001 - the first map says it, to whoever maps
+            logger.info("the cluster could not be started ahead: %s", error)
+
+    _warming = threading.Thread(target=warm, name="nbmap-warm-up", daemon=True)
+    _warming.start()
+
+
+# --- what people call ---------------------------------------------------------------------------
+
+
+class Connection:
+    """What `connect` returns: as a context manager it undoes the connection at its end."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._undo()
+
+    def __repr__(self) -> str:
+        return repr(status())
+
+
+def connect(cluster: object) -> Connection:
+    """Run on this cluster from now on, unless a handle names another.
+
+    Args:
+        cluster: a scheduler's address, a scheduler file, a Dask client or cluster object, "local"
+            for nbmap's own; None undoes the last `connect`.
+
+    Returns:
+        A context manager that undoes it; it need not be used as one.
+
+    Raises:
+        ClusterError: the cluster can't be reached.
+        OptionError: `cluster` is nothing of that kind.
+
+    Example:
+        >>> import nbmap
+        >>> with nbmap.connect("tcp://scheduler:8786"):  # doctest: +SKIP
+        ...     nbmap.remote(abs).map([-1]).results()
+        [1]
+    """
+    with _lock:
+        if cluster is None:
+            if _chosen:
+                _chosen.pop()
+            return Connection(lambda: None)
+        transport_for(cluster)
+        _chosen.append(cluster)
+
+    def undo() -> None:
+        with _lock:
+            for at in range(len(_chosen) - 1, -1, -1):
+                if _chosen[at] is cluster:
+                    del _chosen[at]
+                    break
+
+    return Connection(undo)
+
+
+def start(
+    *, workers: int | None = None, threads: int | None = None, memory: str | None = None
+) -> Status:
+    """Start nbmap's own cluster on this machine; it starts by itself where none is named.
+
+    Args:
+        workers: number of processes; one per core that this process may use by default.
+        threads: slots per process, 1 by default.
+        memory: per process, such as "4GiB"; by default they share what the machine, or the cgroup,
+            has, with room left for this process.
+
+    Returns:
+        What `status()` returns.
+
+    Raises:
+        OptionError: a value is wrong.
+        ClusterError: one is running with other values, or it can't be started.
+    """
+    global _own  # noqa: PLW0603
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            msg = f"{name}={value!r} has to be a whole number from 1 on"
+            raise OptionError(msg)
+    with _lock:
+        if _own is not None and _own.transport.alive():
+            if (workers, threads, memory) not in {(None, None, None), _own.asked}:
+                msg = "nbmap's own cluster is running already; call nbmap.stop() first"
+                raise ClusterError(msg)
+        else:
+            _own = _start_own(workers, threads, memory)
+    return status()
+
+
+def stop() -> None:
+    """Stop nbmap's own cluster and cancel the runs on it; one that is not ours stays."""
+    global _own  # noqa: PLW0603
+    with _lock:
+        own, _own = _own, None
+    if own is not None:
+        own.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What handles run on now.
+
+    Attributes:
+        cluster: whose it is and where, or "none yet".
+        workers: number of worker processes.
+        slots: inputs that a handle without `concurrency=` runs at once.
+        leases: slots that are held at this moment.
+        runs: number of runs that go on.
+    """
+
+    cluster: str
+    workers: int
+    slots: int
+    leases: int
+    runs: int
+
+    def __repr__(self) -> str:
+        if not self.workers and not self.slots:
+            return f"cluster: {self.cluster}"
+        return (
+            f"cluster: {self.cluster} · {self.workers} workers · {self.slots} slots · "
+            f"{self.leases} in use · {self.runs} runs"
+        )
+
+
+def status() -> Status:
+    """Return what handles run on now; starts and connects nothing."""
+    with _lock:
+        named = _named()
+        transport: Transport | None = None
+        if isinstance(named, Transport):
+            return Status(repr(named), 1, named.slots(), len(named.leases), len(named.jobs))
+        if named is None or named == "local":
+            if _own is None:
+                return Status("none yet; nbmap starts one on this machine when it is needed", 0, 0, 0, 0)
+            transport, where = _own.transport, "nbmap's own, on this machine"
+        else:
+            transport = _existing(named)
+            where = transport.describe()  # type: ignore[attr-defined]
+        told = transport.status()
+        return Status(where, told["workers"], told["slots"], told["leases"], len(transport.jobs))

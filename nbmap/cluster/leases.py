@@ -1,0 +1,265 @@
+"""The pool: asks Dask for leases, opens their streams, gives them back, learns of their loss.
+
+A lease is a Dask task that does not end (`far.hold`). Dask decides where it runs, restarts workers
+and scales; when a lease has started it says so on a topic, and the near side connects to its worker.
+Whatever then happens to one - it ends by itself, its stream breaks, its worker dies, Dask cancels
+it - leads to `gone` or back to `asked`, and both ask again for what runs still want: no run waits
+for a lease that nobody asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import Counter
+from typing import Any, Protocol
+
+from distributed import Client
+
+from ..engine.model import Message
+from ..engine.transport import Held, Transport
+from ..errors import ClusterLost
+from .far import LEASE_KEY, CommLink
+from .stream import far_function, open_stream, process_alive
+
+logger = logging.getLogger("nbmap")
+
+REFRESH = 1.0  # seconds after which slots of a cluster that is not ours are counted again
+REASON = 1.0  # seconds to wait for our own cluster to tell how a worker died
+
+
+class Own(Protocol):
+    """What a cluster of our own can tell besides."""
+
+    cores: int
+
+    def workers(self) -> list[str]:
+        """Return the addresses of the workers that are there."""
+
+    def leases_each(self) -> int:
+        """Return how many leases a worker may have."""
+
+    def exit_reason(self, address: str) -> str:
+        """Return how a worker's process ended, or an empty string while that is unknown."""
+
+
+class DaskTransport(Transport):
+    """Leases on a Dask cluster.
+
+    Args:
+        client: ours, connected to it; closed by whoever made it.
+        own: of a cluster that nbmap started, what it can tell.
+        grows_to: slots that a cluster which scales itself may come to have.
+    """
+
+    def __init__(self, client: Client, own: Own | None = None, grows_to: int = 0) -> None:
+        super().__init__()
+        self.client = client
+        self.own = own
+        self.topic = f"nbmap-{uuid.uuid4().hex}"
+        self._grows_to = grows_to
+        self._security = client.security.get_connection_args("client")
+        self._task = far_function("hold")
+        self._futures: dict[str, Any] = {}
+        self._placed: dict[str, str] = {}  # lease -> the worker of ours that it was sent to
+        self._counted = 0.0
+        self._counting = False
+        self._threads: dict[str, int] = {} if own else dict(client.nthreads())
+        client.subscribe_topic(self.topic, self._on_event)
+
+    # -- what there is
+
+    def slots(self) -> int:
+        """Return how many leases a handle without a limit may hold."""
+        if self.own is not None:
+            return self.own.cores
+        return max(1, self._grows_to, sum(self._threads.values()))
+
+    def capacity(self, limited: int, unlimited: int) -> int:
+        """On our own cluster a handle's limit is the number of leases that it gets."""
+        if self.own is None:
+            return min(self.slots(), limited + unlimited)
+        return limited + min(self.own.cores, unlimited)
+
+    def alive(self) -> bool:
+        """Tell whether the cluster can still be used."""
+        return bool(self.client.status == "running")
+
+    # -- asking
+
+    def ask(self, n: int) -> None:
+        """Submit leases to Dask; on our own cluster spread evenly over the processes."""
+        places = self._places(n) if self.own is not None else [None] * n
+        for place in places:
+            held = Held(uuid.uuid4().hex)
+            self.leases[held.name] = held
+            options: dict[str, Any] = {}
+            if place is not None:
+                options["workers"] = [place]
+                self._placed[held.name] = place
+            future = self.client.submit(
+                self._task,
+                held.name,
+                self.topic,
+                key=f"{LEASE_KEY}-{held.name}",
+                pure=False,
+                **options,
+            )
+            self._futures[held.name] = future
+            future.add_done_callback(
+                lambda done, held=held: self.engine.call(self._task_ended, held, done.status)
+            )
+
+    def _places(self, n: int) -> list[str]:
+        """Choose the workers for `n` more leases; fewer where a worker is being restarted."""
+        assert self.own is not None  # noqa: S101
+        workers = self.own.workers()
+        if not workers:
+            return []
+        load = Counter({worker: 0 for worker in workers})
+        for name, place in self._placed.items():
+            if name in self.leases and place in load:
+                load[place] += 1
+        most = min(self.own.leases_each(), -(-(len(self.leases) + n) // self.own.cores))
+        out: list[str] = []
+        while len(out) < n:
+            place = min(load, key=lambda worker: load[worker])
+            if load[place] >= most:
+                break
+            load[place] += 1
+            out.append(place)
+        return out
+
+    def _on_event(self, event: Any) -> None:
+        """Hear that a lease has started; on the client's loop."""
+        _time, told = event
+        self.engine.call(self._announced, told["lease"], told["worker"])
+
+    def _announced(self, name: str, worker: str) -> None:
+        held = self.leases.get(name)
+        if held is not None:
+            self.engine.loop.create_task(self._connect(held, worker))
+
+    async def _connect(self, held: Held, worker: str) -> None:
+        def on_message(link: CommLink, message: Message) -> None:
+            self.receive(held, link, message)
+
+        def on_end(link: CommLink) -> None:
+            self.stream_ended(held, link)
+
+        try:
+            link = await open_stream(worker, held.name, self._security, on_message, on_end)
+        except OSError as error:  # it died meanwhile, or can't be reached from here
+            logger.info("no stream to a lease on %s: %s", worker, error)
+            return
+        self.opened(held, link)
+        await link.read()
+
+    # -- losing
+
+    def _task_ended(self, held: Held, status: str) -> None:
+        """Hear from Dask that a lease's task is over."""
+        self._futures.pop(held.name, None)
+        if self.leases.get(held.name) is not held:
+            return
+        if not self.alive():
+            self._fail_all()
+        elif held.link is None:
+            self.gone(held)
+        elif status != "finished":  # cancelled: the cluster was restarted, nobody is to blame
+            held.state = "ending"
+            self.lose([held], died=False, reason="its worker was restarted")
+            held.forget_stream()
+            self.gone(held)
+
+    def gone(self, held: Held) -> None:
+        """Forget a lease, and its task."""
+        self._placed.pop(held.name, None)
+        future = self._futures.pop(held.name, None)
+        if future is not None:
+            future.release()
+        super().gone(held)
+
+    def silent(self, held: Held) -> None:
+        """Find out what became of a lease whose stream broke."""
+        self.engine.loop.create_task(self._inquest(held))
+
+    async def _inquest(self, held: Held) -> None:
+        process, worker = held.process, held.worker
+        if await process_alive(worker, process, self._security):
+            if held.state == "silent":
+                self.lose([held], died=False, reason="the connection to its worker was lost")
+                held.forget_stream()
+                self.gone(held)
+            return
+        reason = await self._exit_reason(worker)
+        if held.state != "silent" or held.process != process:
+            return  # it was dealt with together with another lease of the process
+        together = [h for h in self.leases.values() if h.process == process]
+        self.lose(together, died=True, reason=reason)
+        for other in together:
+            other.forget_stream()
+            if self.own is not None or other.name not in self._futures:
+                self.gone(other)
+            else:  # Dask runs its task again on another worker
+                other.state = "asked"
+        self.wake()
+
+    async def _exit_reason(self, worker: str) -> str:
+        until = time.monotonic() + REASON
+        while self.own is not None and time.monotonic() < until:
+            if reason := self.own.exit_reason(worker):
+                return reason
+            await asyncio.sleep(0.02)
+        return f"its worker {worker} died"
+
+    def _fail_all(self) -> None:
+        self.fail(
+            ClusterLost(
+                f"the cluster is gone: {self.describe()} does not answer. What was done is on the "
+                "run; map the rest again when there is a cluster"
+            )
+        )
+        self.leases.clear()
+        self._futures.clear()
+
+    # -- looking after
+
+    def tick(self) -> None:
+        """Notice that the cluster is gone, and count slots where more are wanted."""
+        if self.jobs and not self.alive():
+            self._fail_all()
+        elif self.own is None and not self._counting and self.jobs:
+            now = time.monotonic()
+            if now - self._counted > REFRESH:
+                self._counting, self._counted = True, now
+                self.engine.loop.create_task(self._count())
+
+    async def _count(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            threads = await loop.run_in_executor(None, self.client.nthreads)
+        except Exception as error:  # noqa: BLE001 - the client is closing
+            logger.info("slots can't be counted: %s", error)
+        else:
+            self._threads = dict(threads)
+            self.wake()
+        finally:
+            self._counting = False
+
+    def describe(self) -> str:
+        """Return the scheduler's address, without anything secret that it may hold."""
+        address = str(self.client.scheduler.address) if self.client.scheduler else "the scheduler"
+        scheme, _, rest = address.rpartition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else rest
+
+    def status(self) -> dict[str, Any]:
+        """Return what there is, for people."""
+        found = super().status()
+        found["slots"] = self.slots()
+        found["workers"] = (
+            len(self.own.workers()) if self.own is not None else len(self._threads)
+        )
+        return found

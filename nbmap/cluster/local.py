@@ -1,0 +1,146 @@
+"""nbmap's own cluster on this machine: secure, quiet, and no larger than what it may use.
+
+What LocalCluster does by default and is set otherwise here:
+
+- it speaks plain TCP, so that every user of the machine can run code as this one: TLS instead, with
+  keys made for the session, on loopback only, and nothing served over HTTP
+- a worker that dies twice within 15 seconds is closed for ever (`lost-worker-timeout`)
+- it logs to the user's terminal
+
+`Nanny._on_worker_exit_sync`, private in distributed, is used here and nowhere else: it is the only
+place where the exit code of a worker is known. `tests/cluster/test_contract.py` watches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import time
+from collections import OrderedDict
+from typing import Any, ClassVar
+
+import dask
+from distributed import Client, LocalCluster, Nanny, Security
+
+from ..engine.driver import memory_limit
+from ..errors import ClusterError, ClusterLost
+from .leases import DaskTransport
+
+THREADS = 64  # a process; Dask makes a thread when it is needed
+SHARE = 0.75  # of the memory, for the workers; the rest is the notebook's
+CLOSE = 3.0  # seconds that closing may take
+
+
+class WatchedNanny(Nanny):
+    """A nanny that remembers how its workers ended."""
+
+    exits: ClassVar[OrderedDict[str, str]] = OrderedDict()
+
+    def _on_worker_exit_sync(self, exitcode: Any) -> None:
+        address = self.worker_address
+        if address:
+            self.exits[address] = _how(exitcode, self.memory_manager.memory_limit)
+            while len(self.exits) > 1000:
+                self.exits.popitem(last=False)
+        super()._on_worker_exit_sync(exitcode)
+
+
+def _how(exitcode: Any, limit: Any) -> str:
+    """Tell how a process ended, in words."""
+    if isinstance(exitcode, int) and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-exitcode).name
+            how = f"its worker process was killed by signal {-exitcode} ({name})"
+            if name == "SIGKILL" and limit:
+                how += f"; the worker's memory limit is {limit / 2**30:.1f} GiB"
+            return how
+    return f"its worker process ended with exit code {exitcode}"
+
+
+class LocalOwn:
+    """Our own cluster, the client that we use it with, and the transport over both.
+
+    Args:
+        workers: number of processes.
+        threads: slots per process.
+        memory: per process.
+
+    Raises:
+        ClusterError: it can't be started.
+    """
+
+    def __init__(self, *, workers: int | None, threads: int | None, memory: str | None) -> None:
+        self.asked = (workers, threads, memory)
+        if importlib.util.find_spec("cryptography") is None:
+            msg = (
+                "nbmap's own cluster needs the package cryptography for its keys: without it every "
+                "user of this machine could run code as you. Install it: pip install cryptography"
+            )
+            raise ClusterError(msg)
+        self._n = workers or cores()
+        self.cores = self._n * (threads or 1)
+        # Read whenever a worker is lost, so it can't be set for the start alone.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
+        try:
+            with dask.config.set(
+                {
+                    "distributed.scheduler.http.routes": [],
+                    "distributed.worker.http.routes": [],
+                    "distributed.worker.daemon": True,
+                }
+            ):
+                self._cluster = LocalCluster(
+                    n_workers=self._n,
+                    threads_per_worker=max(THREADS, threads or 1),
+                    memory_limit=memory or int(memory_limit() * SHARE / self._n),
+                    security=Security.temporary(),
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    worker_class=WatchedNanny,
+                    silence_logs=logging.CRITICAL,
+                )
+        except Exception as error:
+            msg = f"nbmap's own cluster could not be started: {error}"
+            raise ClusterError(msg) from error
+        self._client = Client(self._cluster, set_as_default=False)
+        self.transport = DaskTransport(self._client, own=self)
+        self._closed = False
+
+    def workers(self) -> list[str]:
+        """Return the addresses of the workers that are there."""
+        return list(self._cluster.scheduler_info["workers"])
+
+    def leases_each(self) -> int:
+        """Return how many leases a worker may have."""
+        return max(THREADS, self.cores // self._n)
+
+    def exit_reason(self, address: str) -> str:
+        """Return how a worker's process ended, or an empty string while that is unknown."""
+        return WatchedNanny.exits.get(address, "")
+
+    def close(self) -> None:
+        """Cancel what runs, and stop all processes."""
+        if self._closed:
+            return
+        self._closed = True
+        engine = self.transport.engine
+        error = ClusterLost("nbmap's own cluster was stopped")
+        engine.wait_for(self.transport.fail, error)
+        engine.wait_for(self.transport.quit)
+        time.sleep(0.05)  # for the leases to hear of it
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=CLOSE)
+        with contextlib.suppress(Exception):
+            self._cluster.close(timeout=CLOSE)
+
+
+def cores() -> int:
+    """Return how many cores this process may use: its affinity, within the cgroup's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123
+        quota, period = file.read().split()
+        count = min(count, max(1, -(-int(quota) // int(period))))
+    return max(1, count)

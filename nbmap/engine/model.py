@@ -1,0 +1,335 @@
+"""The nouns of the engine, and the schema of the stream between a run and a lease.
+
+This module imports nothing of nbmap and is sent to workers by value.
+
+One stream joins the near side (the notebook) and a lease (a resident task on a worker)::
+
+    near side                                          lease
+      Load    a function, named by its digest    ──▶
+      Work    a chunk of inputs                  ──▶
+      Stop    an input, or a whole chunk         ──▶
+      Recall  what has not been started          ──▶
+      Credit  so many bytes were received        ──▶
+      Quit                                       ──▶
+                                                 ◀──   Hello   who and where I am
+                                                 ◀──   Mark    this input has started
+                                                 ◀──   Print   text that an input wrote
+                                                 ◀──   Out     outcomes of consecutive inputs
+                                                 ◀──   Back    inputs handed back, not started
+                                                 ◀──   Done    nothing is left of a chunk
+                                                 ◀──   Paused  the worker is short of memory, or is not any more
+                                                 ◀──   Bye     the lease ends, and why
+
+A message is a header of plain values, which is never unpickled, and frames of bytes, which hold
+what users made: functions, inputs, outputs, exceptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+Buffer = bytes | bytearray | memoryview
+Frames = list[Buffer]
+
+# How an input ended when it has no output.
+USER, LOST, TIMEOUT, CANCELLED, UNPICKLABLE = "user", "lost", "timeout", "cancelled", "unpicklable"
+
+# How the inputs of a chunk become the arguments of the function.
+EACH, SPREAD, CALL = 0, 1, 2
+
+# Why a lease says Bye.
+ASKED, FOREIGN, LEAVING, ALONE = "asked", "foreign", "leaving", "alone"
+
+
+@dataclass(slots=True)
+class Pack:
+    """Some pickled objects.
+
+    With `counts` None they are plain scalars, pickled together as one list in one frame, which
+    cannot fail to load and runs nobody's code; otherwise object i was pickled by itself, into
+    `counts[i]` frames (its pickle and its out-of-band buffers; none where there is no object).
+    """
+
+    n: int
+    counts: list[int] | None
+    frames: Frames
+
+    @property
+    def nbytes(self) -> int:
+        return sum(memoryview(frame).nbytes for frame in self.frames)
+
+
+@dataclass(slots=True)
+class Blob:
+    """A pickled function with its constant keyword arguments, found on workers by its digest."""
+
+    digest: str
+    frames: Frames
+    sources: dict[str, str]  # file name -> text, of code that is in no file (notebook cells)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(memoryview(frame).nbytes for frame in self.frames)
+
+
+@dataclass(slots=True)
+class Failure:
+    """How one input ended without an output, in plain values.
+
+    `frames` are the user's frames as (file, line number, function, source line). `pickled` is the
+    exception itself, where it could be pickled; on the wire it travels among the frames.
+    """
+
+    index: int
+    kind: str
+    type: str
+    message: str
+    traceback: str = ""
+    stack: list[list[Any]] = field(default_factory=list)
+    input: str = ""
+    attempts: int = 1
+    worker: str = ""
+    pickled: Frames = field(default_factory=list)
+
+    def plain(self) -> list[Any]:
+        """Return the header form: all but the pickled exception, of which only the length."""
+        return [
+            self.index,
+            self.kind,
+            self.type,
+            self.message,
+            self.traceback,
+            self.stack,
+            self.input,
+            len(self.pickled),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureLine:
+    """A failure as views show it."""
+
+    index: int
+    input: str
+    kind: str
+    type: str
+    message: str
+    attempts: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The plain picture of a run that views draw."""
+
+    name: str  # the handle's
+    number: int  # of the run in this process, from 1
+    status: str  # running | finished | cancelled | stopped | broken
+    total: int | None  # number of inputs, when known
+    waiting: int
+    sent: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int
+    elapsed: float  # seconds since the run was made
+    rate: float  # inputs finished per second, lately
+    slots: int  # leases that work for this run's handle now
+    note: str  # "" or one plain sentence: why nothing moves, or why not more slots
+    failures: tuple[FailureLine, ...]  # the newest few
+
+
+# --- the stream ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Message:
+    """One message; `frames` carries bytes, every other field is plain."""
+
+    tag: ClassVar[str] = ""
+
+    def header(self) -> list[Any]:
+        """Return the message without its frames, in plain values."""
+        return [self.tag, *(getattr(self, name) for name in _FIELDS[self.tag])]
+
+
+@dataclass(slots=True)
+class Load(Message):
+    """A function that chunks will name by `digest`."""
+
+    tag: ClassVar[str] = "load"
+    digest: str
+    sources: dict[str, str]
+    frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Work(Message):
+    """A chunk: the inputs `start` to `start + n` of a run.
+
+    The lease gives back what it has not started after `budget` seconds or `credit` bytes of
+    outputs. Of a `careful` chunk each start is on the wire before the input runs, so that the
+    death of the process names its input.
+    """
+
+    tag: ClassVar[str] = "work"
+    chunk: int
+    digest: str
+    style: int
+    start: int
+    n: int
+    counts: list[int] | None
+    budget: float
+    credit: int
+    careful: bool
+    frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Stop(Message):
+    """Stop input `index` of a chunk, or all of the chunk where `index` is -1."""
+
+    tag: ClassVar[str] = "stop"
+    chunk: int
+    index: int
+
+
+@dataclass(slots=True)
+class Recall(Message):
+    """Hand back every input that has not been started."""
+
+    tag: ClassVar[str] = "recall"
+
+
+@dataclass(slots=True)
+class Credit(Message):
+    """The near side has received so many bytes of outputs."""
+
+    tag: ClassVar[str] = "credit"
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Quit(Message):
+    """End the lease; a running input is stopped."""
+
+    tag: ClassVar[str] = "quit"
+
+
+@dataclass(slots=True)
+class Hello(Message):
+    """The first message of a lease. `boot` names the process for good, unlike its pid."""
+
+    tag: ClassVar[str] = "hello"
+    pid: int
+    boot: str
+    worker: str
+    python: str
+    cloudpickle: str
+    known: list[str]
+
+
+@dataclass(slots=True)
+class Mark(Message):
+    """Input `index` has started."""
+
+    tag: ClassVar[str] = "mark"
+    chunk: int
+    index: int
+
+
+@dataclass(slots=True)
+class Print(Message):
+    """Text that input `index` wrote; `dropped` characters before it were not kept."""
+
+    tag: ClassVar[str] = "print"
+    chunk: int
+    index: int
+    stream: str
+    text: str
+    dropped: int
+
+
+@dataclass(slots=True)
+class Out(Message):
+    """Outcomes of the inputs `start` to `start + n`.
+
+    `seq` is the number of the first output within its input (0 where each input has one), and
+    `last` tells whether input `start + n - 1` has ended. Each failure is a list as made by
+    `Failure.plain`; its input has no frames among the outputs, and the pickled exceptions follow
+    behind all outputs, in the order of the failures.
+    """
+
+    tag: ClassVar[str] = "out"
+    chunk: int
+    start: int
+    n: int
+    seq: int
+    last: bool
+    counts: list[int] | None
+    failures: list[list[Any]]
+    frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Back(Message):
+    """The inputs from `start` to the end of the chunk were not started and are handed back."""
+
+    tag: ClassVar[str] = "back"
+    chunk: int
+    start: int
+
+
+@dataclass(slots=True)
+class Done(Message):
+    """Nothing is left of the chunk: `ran` inputs took `seconds`, all outcomes have been sent."""
+
+    tag: ClassVar[str] = "done"
+    chunk: int
+    ran: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Paused(Message):
+    """Dask has paused the worker for its memory, or lets it go on."""
+
+    tag: ClassVar[str] = "paused"
+    paused: bool
+
+
+@dataclass(slots=True)
+class Bye(Message):
+    """The lease ends: ASKED, FOREIGN (other people's tasks wait), LEAVING, ALONE (nobody came)."""
+
+    tag: ClassVar[str] = "bye"
+    reason: str
+
+
+_MESSAGES: dict[str, type[Message]] = {
+    kind.tag: kind
+    for kind in (
+        *(Load, Work, Stop, Recall, Credit, Quit),
+        *(Hello, Mark, Print, Out, Back, Done, Paused, Bye),
+    )
+}
+_FIELDS: dict[str, tuple[str, ...]] = {
+    tag: tuple(f.name for f in fields(kind) if f.name != "frames")
+    for tag, kind in _MESSAGES.items()
+}
+
+
+def frames_of(message: Message) -> Frames:
+    """Return the frames of a message; most kinds have none."""
+    frames: Frames = getattr(message, "frames", [])
+    return frames
+
+
+def message_from(header: list[Any], frames: Frames) -> Message:
+    """Build a message from what came over a stream."""
+    kind = _MESSAGES[header[0]]
+    message = kind(*header[1:])
+    if frames:
+        message.frames = frames  # type: ignore[attr-defined]
+    return message

@@ -1,0 +1,572 @@
+"""The seam between runs and whatever holds leases, and the in-process transport.
+
+A `Transport` has leases and the jobs (runs) that want them. It decides which lease works for whom:
+handles take turns at chunk borders, none holds more leases than its `concurrency`, suspects of a
+worker's death get a process to themselves. What a chunk holds is the run's decision, how a lease
+is had is the subclass's.
+
+All of it happens on one thread, the engine's loop, shared by all transports of the process: no
+locks, and every history is a sequence. User code and pickling never run there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Protocol
+
+import cloudpickle
+
+from ..errors import VersionMismatch
+from ..worker.serve import Lease, Process
+from .model import (
+    LEAVING,
+    Back,
+    Blob,
+    Bye,
+    Credit,
+    Done,
+    Hello,
+    Load,
+    Mark,
+    Message,
+    Out,
+    Paused,
+    Print,
+    Quit,
+    Recall,
+    Stop,
+    Work,
+    frames_of,
+)
+
+logger = logging.getLogger("nbmap")
+
+DEPTH = 2  # chunks that a lease may have: one that runs, one that waits
+IDLE = 2.0  # seconds after which an idle lease is given back
+TICK = 0.25
+ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
+
+_clock = time.monotonic
+_chunks = count(1)
+
+
+class EngineLoop:
+    """The event loop on a thread of its own that all engine state belongs to."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="nbmap-engine", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a function on the loop's thread, soon; from any thread."""
+        self.loop.call_soon_threadsafe(function, *args)
+
+    def wait_for(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function on the loop's thread and return what it returns."""
+
+        async def run() -> Any:
+            return function(*args)
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result()
+
+
+_engine: EngineLoop | None = None
+_engine_lock = threading.Lock()
+
+
+def engine_loop() -> EngineLoop:
+    """Return the process's loop; it starts at the first use."""
+    global _engine  # noqa: PLW0603
+    with _engine_lock:
+        if _engine is None:
+            _engine = EngineLoop()
+        return _engine
+
+
+class Job(Protocol):
+    """What a transport asks of a run."""
+
+    handle: Hashable  # runs of one handle share its limit
+    limit: int | None
+    blob: Blob
+
+    def wanted(self) -> int:
+        """Return how many leases the run could use now."""
+
+    def has_suspects(self) -> bool:
+        """Tell whether inputs wait for a process to themselves."""
+
+    def offer(self, lease: str, chunk: int, slots: int, *, ahead: bool, alone: bool) -> Work | None:
+        """Return a chunk for a lease that has room, or None."""
+
+    def receive(self, message: Message, worker: str) -> None:
+        """Take what a lease sent about one of the run's chunks."""
+
+    def lost(self, loss: Loss) -> None:
+        """Learn that a chunk's lease is gone."""
+
+    def fail(self, error: BaseException) -> None:
+        """End the run: nothing more will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a chunk was lost; see `state.Lost`."""
+
+    chunk: int
+    died: bool
+    current: bool
+    alone: bool
+    reason: str
+    worker: str
+
+
+class NearLink(Protocol):
+    """The near end of a lease's stream."""
+
+    def send(self, message: Message, *, wait: bool = False) -> None:
+        """Send a message."""
+
+    def close(self) -> None:
+        """Close when everything was sent."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease as the near side sees it: asked → open ⇄ paused → ending; silent while it is unclear
+    what became of it."""
+
+    name: str
+    state: str = "asked"
+    link: NearLink | None = None
+    process: str = ""
+    worker: str = ""
+    chunks: deque[int] = field(default_factory=deque)
+    known: set[str] = field(default_factory=set)
+    owed: int = 0
+    idle_since: float = 0.0
+
+    def forget_stream(self) -> None:
+        """Go back to the state before the lease was open."""
+        self.link, self.process, self.worker = None, "", ""
+        self.known.clear()
+        self.owed = 0
+
+
+class Transport(ABC):
+    """Leases and the runs that take turns on them. All methods run on the engine's loop."""
+
+    def __init__(self) -> None:
+        self.engine = engine_loop()
+        self.leases: dict[str, Held] = {}
+        self.jobs: list[Job] = []
+        self.routes: dict[int, tuple[Held, Job]] = {}
+        self.using: dict[Hashable, Counter[str]] = {}
+        self.reserved: dict[str, Job] = {}  # process -> the job whose suspects it is kept for
+        self.solo: dict[str, int] = {}  # process -> the chunk that has it to itself
+        self.turn = 0
+        self.waiting_since: float | None = None  # that inputs wait and there is no lease
+        self._ticking = False
+
+    # -- what a subclass has to do
+
+    @abstractmethod
+    def slots(self) -> int:
+        """Return how many leases a handle without a limit may hold."""
+
+    @abstractmethod
+    def ask(self, n: int) -> None:
+        """Ask for `n` more leases; each is announced by `opened`."""
+
+    def capacity(self, limited: int, unlimited: int) -> int:
+        """Return how many leases to have for handles with and without a limit that want so many."""
+        return min(self.slots(), limited + unlimited)
+
+    def tick(self) -> None:
+        """Look after things, a few times a second while there are leases or jobs."""
+
+    # -- jobs
+
+    def add(self, job: Job) -> None:
+        """Work for a run from now on."""
+        self.jobs.append(job)
+        self.using.setdefault(job.handle, Counter())
+        self.wake()
+        self._start_ticking()
+
+    def remove(self, job: Job) -> None:
+        """Stop working for a run. Chunks that still run keep their slot until they have ended."""
+        if job in self.jobs:
+            self.jobs.remove(job)
+            for process in [p for p, j in self.reserved.items() if j is job]:
+                if process not in self.solo:
+                    del self.reserved[process]
+            self.wake()
+
+    def wake(self) -> None:
+        """Hand out what there is, and ask for leases where more is needed."""
+        if self.jobs:
+            self.pump()
+            self.ensure()
+
+    def limit(self, job: Job) -> int:
+        """Return how many leases the run's handle may use."""
+        return job.limit or max(1, self.slots())
+
+    def ensure(self) -> None:
+        """Ask for leases while runs want more than there are."""
+        wanted: dict[Hashable, int] = {}
+        limits: dict[Hashable, int | None] = {}
+        for job in self.jobs:
+            wanted[job.handle] = wanted.get(job.handle, 0) + job.wanted()
+            limits[job.handle] = job.limit
+        limited = sum(min(n, limits[h] or 0) for h, n in wanted.items() if limits[h])
+        unlimited = sum(min(n, self.slots()) for h, n in wanted.items() if not limits[h])
+        have = sum(lease.state != "ending" for lease in self.leases.values())
+        missing = self.capacity(limited, unlimited) - have
+        if missing > 0:
+            self.ask(missing)
+        idle = not any(lease.state == "open" for lease in self.leases.values())
+        if limited + unlimited and idle:
+            self.waiting_since = self.waiting_since or _clock()
+        else:
+            self.waiting_since = None
+
+    # -- turns
+
+    def pump(self) -> None:
+        """Give every lease that has room a chunk of the next run that has one."""
+        self._place_suspects()
+        busy = Counter(held.process for held in self.leases.values() if held.chunks)
+        for depth in range(DEPTH):
+            room = [
+                held
+                for held in self.leases.values()
+                if held.state == "open"
+                and len(held.chunks) == depth
+                and held.process not in self.reserved
+            ]
+            while room:
+                room.sort(key=lambda held: busy[held.process])
+                held = room.pop(0)
+                if not self._give(held):
+                    continue
+                busy[held.process] += depth == 0
+
+    def _may(self, job: Job, held: Held) -> bool:
+        using = self.using[job.handle]
+        return using[held.name] > 0 or len(using) < self.limit(job)
+
+    def _give(self, held: Held) -> bool:
+        for step in range(len(self.jobs)):
+            at = (self.turn + step) % len(self.jobs)
+            job = self.jobs[at]
+            if self._may(job, held) and self._offer(job, held, ahead=bool(held.chunks)):
+                self.turn = at + 1
+                return True
+        return False
+
+    def _offer(self, job: Job, held: Held, *, ahead: bool = False, alone: bool = False) -> bool:
+        chunk = next(_chunks)
+        active = sum(lease.state in {"open", "asked"} for lease in self.leases.values())
+        slots = max(1, min(self.limit(job), active))
+        work = job.offer(held.name, chunk, slots, ahead=ahead, alone=alone)
+        if work is None or held.link is None:
+            return False
+        if job.blob.digest not in held.known:
+            held.known.add(job.blob.digest)
+            held.link.send(Load(job.blob.digest, job.blob.sources, job.blob.frames))
+        held.chunks.append(chunk)
+        self.routes[chunk] = (held, job)
+        self.using[job.handle][held.name] += 1
+        held.link.send(work)
+        return True
+
+    def _place_suspects(self) -> None:
+        """Empty a process for a run that has suspects, and give it them one chunk at a time."""
+        for job in self.jobs:
+            if not job.has_suspects():
+                continue
+            process = next((p for p, j in self.reserved.items() if j is job), "")
+            if not process:
+                process = self._least_busy()
+                if not process:
+                    continue
+                self.reserved[process] = job
+                for held in self.leases.values():
+                    if held.process == process and held.link is not None:
+                        held.link.send(Recall())
+            inside = [held for held in self.leases.values() if held.process == process]
+            if process in self.solo or any(held.chunks for held in inside):
+                continue
+            ready = [h for h in inside if h.state == "open" and self._may(job, h)]
+            if ready and self._offer(job, ready[0], alone=True):
+                self.solo[process] = ready[0].chunks[-1]
+
+    def _least_busy(self) -> str:
+        load: Counter[str] = Counter()
+        for held in self.leases.values():
+            if held.state == "open" and held.process not in self.reserved:
+                load[held.process] += len(held.chunks)
+        return min(load, key=lambda process: load[process], default="")
+
+    def _let_go(self, process: str) -> None:
+        self.solo.pop(process, None)
+        job = self.reserved.get(process)
+        if job is not None and (job not in self.jobs or not job.has_suspects()):
+            del self.reserved[process]
+
+    def _drop_chunk(self, chunk: int) -> tuple[Held, Job] | None:
+        route = self.routes.pop(chunk, None)
+        if route is None:
+            return None
+        held, job = route
+        if chunk in held.chunks:
+            held.chunks.remove(chunk)
+        using = self.using[job.handle]
+        using[held.name] -= 1
+        if using[held.name] <= 0:
+            del using[held.name]
+        if not using and all(other.handle != job.handle for other in self.jobs):
+            del self.using[job.handle]
+        return route
+
+    def halt(self, lease: str, chunk: int, index: int) -> None:
+        """Ask a lease to stop an input, or with -1 a chunk."""
+        held = self.leases.get(lease)
+        if held is not None and held.link is not None:
+            held.link.send(Stop(chunk, index))
+
+    # -- leases
+
+    def opened(self, held: Held, link: NearLink) -> None:
+        """Use a lease whose stream is open; its Hello follows."""
+        held.forget_stream()
+        held.link = link
+
+    def receive(self, held: Held, link: NearLink, message: Message) -> None:
+        """Take one message of a lease's stream."""
+        if held.link is not link:
+            return
+        if isinstance(message, (Out, Mark, Print, Back, Done)):
+            self._about_a_chunk(held, message)
+        elif isinstance(message, Hello):
+            self._hello(held, message)
+        elif isinstance(message, Paused):
+            if held.state in {"open", "paused"}:
+                held.state = "paused" if message.paused else "open"
+                self.wake()
+        elif isinstance(message, Bye):
+            held.state = "ending"
+            if message.reason == LEAVING:
+                self.lose([held], died=False, reason="its worker retired")
+            self.wake()
+
+    def _about_a_chunk(self, held: Held, message: Out | Mark | Print | Back | Done) -> None:
+        route = self.routes.get(message.chunk)
+        if isinstance(message, Out):
+            held.owed += sum(memoryview(frame).nbytes for frame in frames_of(message))
+            if held.owed > ACKNOWLEDGE and held.link is not None:
+                held.link.send(Credit(held.owed))
+                held.owed = 0
+        if route is None:
+            return
+        route[1].receive(message, held.worker)
+        if isinstance(message, Done):
+            self._drop_chunk(message.chunk)
+            held.idle_since = _clock()
+            if self.solo.get(held.process) == message.chunk:
+                self._let_go(held.process)
+        if isinstance(message, (Done, Back)):
+            self.wake()
+
+    def _hello(self, held: Held, message: Hello) -> None:
+        here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        major = cloudpickle.__version__.partition(".")[0]
+        if message.python != here or message.cloudpickle.partition(".")[0] != major:
+            error = VersionMismatch(
+                f"the worker {message.worker} has Python {message.python} with cloudpickle "
+                f"{message.cloudpickle}, the notebook Python {here} with cloudpickle "
+                f"{cloudpickle.__version__}: functions can't be sent between them. Use the same "
+                "Python 3 minor version and the same major version of cloudpickle on both sides."
+            )
+            for job in list(self.jobs):
+                job.fail(error)
+            return
+        held.process, held.worker = message.boot, message.worker
+        held.known.update(message.known)
+        held.state = "open"
+        held.idle_since = _clock()
+        self.wake()
+
+    def stream_ended(self, held: Held, link: NearLink) -> None:
+        """The stream of a lease is gone: as it said, or its worker died, or the connection."""
+        if held.link is not link:
+            return
+        if held.state == "ending":
+            self.lose([held], died=False, reason="its lease ended")
+            held.forget_stream()
+            self.gone(held)
+        else:
+            held.state = "silent"
+            self.silent(held)
+
+    def silent(self, held: Held) -> None:
+        """Find out what became of a lease whose stream broke; here: nothing can be found out."""
+        self.lose([held], died=False, reason="the connection to its worker was lost")
+        self.gone(held)
+
+    def lose(self, leases: list[Held], *, died: bool, reason: str) -> None:
+        """Tell the runs what was lost with leases of one process that ended together."""
+        alone = sum(bool(held.chunks) for held in leases) == 1
+        for held in leases:
+            process = held.process
+            for at, chunk in enumerate(list(held.chunks)):
+                route = self._drop_chunk(chunk)
+                if route is not None:
+                    loss = Loss(chunk, died, at == 0, alone, reason, held.worker)
+                    route[1].lost(loss)
+            if died:
+                self.solo.pop(process, None)
+                self.reserved.pop(process, None)
+            elif self.solo.get(process) is not None:
+                self._let_go(process)
+
+    def gone(self, held: Held) -> None:
+        """Forget a lease that has ended."""
+        self.leases.pop(held.name, None)
+        if not any(h.process == held.process for h in self.leases.values()):
+            self.solo.pop(held.process, None)
+            self.reserved.pop(held.process, None)
+        self.wake()
+
+    def fail(self, error: BaseException) -> None:
+        """End all runs: there is nothing left that could run them."""
+        for job in list(self.jobs):
+            job.fail(error)
+
+    # -- looking after
+
+    def _start_ticking(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self.engine.loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        now = _clock()
+        for held in list(self.leases.values()):
+            idle = held.state == "open" and not held.chunks
+            if idle and now - held.idle_since > IDLE and held.link is not None:
+                held.state = "ending"
+                held.link.send(Quit())
+        self.tick()
+        self.wake()
+        if self.leases or self.jobs:
+            self._start_ticking()
+
+    def quit(self) -> None:
+        """Give all leases back."""
+        for held in self.leases.values():
+            if held.link is not None:
+                held.link.send(Quit())
+            held.state = "ending"
+
+    def status(self) -> dict[str, Any]:
+        """Return what there is, for people."""
+        return {"leases": sum(h.state in {"open", "paused"} for h in self.leases.values())}
+
+
+class InProcess(Transport):
+    """Leases that are threads of this process: for tests, and for debugging without a cluster.
+
+    Args:
+        slots: number of leases.
+
+    Example:
+        >>> import nbmap
+        >>> from nbmap.engine.transport import InProcess
+        >>> with nbmap.connect(InProcess(slots=2)):
+        ...     list(nbmap.remote(abs).map([-1, 2]))
+        [1, 2]
+    """
+
+    def __init__(self, slots: int = 2) -> None:
+        super().__init__()
+        self._slots = slots
+        self._process = Process(_Here())
+
+    def __repr__(self) -> str:
+        return f"InProcess(slots={self._slots})"
+
+    def slots(self) -> int:
+        """Return the number of leases."""
+        return self._slots
+
+    def ask(self, n: int) -> None:
+        """Start threads."""
+        for _ in range(n):
+            lease = Lease(uuid.uuid4().hex, self._process)
+            held = Held(lease.id)
+            self.leases[lease.id] = held
+            link = _Near(self, held, lease)
+            self.opened(held, link)
+            lease.open(_Far(link))
+            threading.Thread(target=lease.run, name="nbmap-lease", daemon=True).start()
+
+
+class _Here:
+    """This process as a host of leases: nobody else uses its threads, and it never retires."""
+
+    name = "in-process"
+
+    def status(self) -> str:
+        return "running"
+
+    def foreign(self) -> int:
+        return 0
+
+
+class _Near:
+    """The near end of a stream inside one process."""
+
+    def __init__(self, transport: InProcess, held: Held, lease: Lease) -> None:
+        self.transport = transport
+        self.held = held
+        self.lease = lease
+
+    def send(self, message: Message, *, wait: bool = False) -> None:  # noqa: ARG002
+        self.lease.receive(message)
+
+    def close(self) -> None:
+        self.lease.end()
+
+
+class _Far:
+    """The far end of a stream inside one process."""
+
+    def __init__(self, near: _Near) -> None:
+        self.near = near
+
+    def send(self, message: Message, *, wait: bool = False) -> None:  # noqa: ARG002
+        near = self.near
+        near.transport.engine.call(near.transport.receive, near.held, near, message)
+
+    def close(self) -> None:
+        near = self.near
+        near.transport.engine.call(near.transport.stream_ended, near.held, near)

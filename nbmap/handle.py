@@ -1,0 +1,445 @@
+"""The handle: what a decorated function becomes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, overload
+
+from .cluster import connect, gpu
+from .engine.driver import Driver
+from .engine.model import CALL, EACH, SPREAD, Blob
+from .engine.pickling import CannotPickleError, freeze, largest_variable, safe_repr
+from .errors import OptionError, Unpicklable
+from .options import Options, check, check_max_failures, resolve
+from .run import Run
+from .view import watch
+from .worker import standin
+
+__all__ = ["RemoteFunction", "remote"]
+
+LARGE = 10 << 20  # bytes of a pickled function that are worth a warning
+
+
+@overload
+def remote(function: Callable[..., Any], /, **options: Any) -> RemoteFunction: ...
+@overload
+def remote(**options: Any) -> Callable[[Callable[..., Any]], RemoteFunction]: ...
+def remote(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a handle of a function: its calls and maps run on a Dask cluster.
+
+    Used bare or with options. They are checked here, before anything runs.
+
+    Args:
+        function: a function, lambda, builtin, partial or bound method.
+        concurrency: int, inputs of this handle that may run at once, over all its maps and calls;
+            as many as the cluster has slots by default. `concurrency_limit` and `max_containers`
+            are other names for it.
+        worker_losses: int, worker processes that an input may take with it before it is lost; 2.
+        grace: time that a stopped function has to end; 5 seconds.
+        name: str, for views and logs; the function's name by default.
+        cluster: where to run: "local", an address, a scheduler file, a Dask client or cluster.
+        gpu, retries, timeout, wait_for_gpu: checked, and refused at the first call: this version
+            does not have them yet.
+        **options: the above; times are seconds, or texts such as "90s" and "10m".
+
+    Returns:
+        The handle, or a decorator that makes one.
+
+    Raises:
+        OptionError: an option is unknown, or has a wrong value.
+        TypeError: `function` is a class, a handle, or can't be called.
+
+    Example:
+        >>> import nbmap
+        >>> @nbmap.remote(concurrency=2)
+        ... def square(x):
+        ...     return x * x
+        >>> list(square.map(range(4)))  # doctest: +SKIP
+        [0, 1, 4, 9]
+    """
+    given = check(options)
+    gpu.parse(given.get("gpu"))
+    if function is None:
+        return functools.partial(_make, given=given)
+    return _make(function, given)
+
+
+def _make(function: Any, given: Mapping[str, object]) -> RemoteFunction:
+    if isinstance(function, RemoteFunction):
+        msg = f"{function.__name__} is a handle already; to change its options, decorate the \
+function itself: nbmap.remote({function.__name__}.local, ...)"
+        raise TypeError(msg)
+    if isinstance(function, type):
+        msg = (
+            f"{function.__name__} is a class; nbmap runs functions. Decorate a function that makes "
+            f"one and uses it"
+        )
+        raise TypeError(msg)
+    if not callable(function):
+        msg = f"nbmap.remote takes a function, not {safe_repr(function)}"
+        raise TypeError(msg)
+    handle = RemoteFunction(function, given)
+    connect.warm_up(given.get("cluster"))
+    return handle
+
+
+class _Method:
+    """A method of a handle; refuses to be iterated, which `for x in handle.map:` would try."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        msg = f"{self._name} has to be called with the inputs: `for x in {self._name}(inputs):`"
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        return f"<{self._name} of a nbmap handle>"
+
+
+class RemoteFunction:
+    """A function whose calls run on a Dask cluster; made by `nbmap.remote`.
+
+    Attributes:
+        map: run many inputs in parallel, see `RemoteFunction.map`'s help.
+        starmap: the same, each input spread over the arguments.
+        remote: run one call and wait for it.
+    """
+
+    def __init__(self, function: Callable[..., Any], given: Mapping[str, object]) -> None:
+        self._function = function
+        self._given = given
+        self._options: Options | None = None
+        name = getattr(function, "__name__", None) or getattr(
+            getattr(function, "func", None), "__name__", type(function).__name__
+        )
+        self.__name__: str = str(given.get("name") or name)
+        self.__doc__ = getattr(function, "__doc__", None)
+        self.__qualname__ = getattr(function, "__qualname__", self.__name__)
+        self.__module__ = getattr(function, "__module__", None) or "builtins"
+        self.__wrapped__ = function
+        self.map = _Method(self._map, f"{self.__name__}.map")
+        self.starmap = _Method(self._starmap, f"{self.__name__}.starmap")
+        self.remote = _Method(self._remote, f"{self.__name__}.remote")
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={safe_repr(value, 40)}" for name, value in self._shown())
+        return f"<nbmap handle {self.__name__}{options}>"
+
+    def _shown(self) -> Iterator[tuple[str, object]]:
+        return ((k, v) for k, v in self._given.items() if k not in {"cluster", "name"})
+
+    def __reduce__(self) -> Any:
+        """Pickle as what a handle is in remote code: a plain function."""
+        return standin.Handle, (), {"function": self._function}
+
+    # -- one call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one call on the cluster and return its output.
+
+        Raises:
+            Exception: what the function raised.
+        """
+        return self._remote(*args, **kwargs)
+
+    def local(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function here, in this process."""
+        return self._function(*args, **kwargs)
+
+    def _remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one call on the cluster and return its output.
+
+        Args:
+            *args: the function's arguments.
+            **kwargs: the function's keyword arguments.
+
+        Raises:
+            Exception: what the function raised.
+        """
+        driver = self._driver(CALL, iter(()), {}, total=1, keep=True, too_many=None)
+        run = Run(driver, ordered=True, return_exceptions=False, wrap=True, max_failures=None)
+        watch.begin_quietly(driver)
+        driver.start_with([(args, kwargs)])
+        return run[0]
+
+    # -- many
+
+    def _map(
+        self,
+        *iterables: Iterable[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        order_outputs: bool | None = None,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: bool = True,
+        max_failures: int | str | None = None,
+        keep: bool | None = None,
+        **unknown: Any,
+    ) -> Run:
+        """Call the function with each input, in parallel on the cluster.
+
+        Starts at once and goes on in the background.
+
+        Args:
+            *iterables: one per argument, read together as `zip` does: the shortest ends it.
+            kwargs: constant keyword arguments, the same for every input.
+            order_outputs: False hands outputs out as they complete; in input order by default.
+            return_exceptions: failures take their place among the outputs instead of being raised.
+            wrap_returned_exceptions: whether they are wrapped in `UserCodeException`.
+            max_failures: an int, or a text such as "5%" of the finished inputs (from 20 on): the
+                run stops once more than that have failed.
+            keep: whether outputs are kept for iterating again; by default they are if all inputs
+                have a length. Without, memory stays constant, however many inputs there are.
+            **unknown: refused.
+
+        Returns:
+            The run.
+
+        Raises:
+            TypeError: there are no iterables, or one is not iterable.
+            OptionError: an option has a wrong value.
+            Unpicklable: the function can't be sent; says which variable is in the way.
+            ClusterError: there is no cluster to run on.
+
+        Example:
+            >>> import nbmap
+            >>> nbmap.remote(pow).map([2, 3], [3, 2]).results()  # doctest: +SKIP
+            [8, 9]
+        """
+        self._refuse_unknown("map", unknown)
+        if not iterables:
+            msg = f"{self.__name__}.map needs at least one iterable of inputs"
+            raise TypeError(msg)
+        iterators = [self._iterator(item, "map") for item in iterables]
+        total = _least_length(iterables)
+        inputs = iterators[0] if len(iterators) == 1 else zip(*iterators, strict=False)
+        return self._run(
+            EACH if len(iterators) == 1 else SPREAD,
+            inputs,
+            kwargs or {},
+            total=total,
+            order_outputs=order_outputs,
+            return_exceptions=return_exceptions,
+            wrap=wrap_returned_exceptions,
+            max_failures=max_failures,
+            keep=keep,
+        )
+
+    def _starmap(
+        self,
+        iterable: Iterable[Any],
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        order_outputs: bool | None = None,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: bool = True,
+        max_failures: int | str | None = None,
+        keep: bool | None = None,
+        **unknown: Any,
+    ) -> Run:
+        """Call the function with each input spread over its arguments, in parallel.
+
+        Args:
+            iterable: of sequences, each one the arguments of one call.
+            kwargs: as for map.
+            order_outputs: as for map.
+            return_exceptions: as for map.
+            wrap_returned_exceptions: as for map.
+            max_failures: as for map.
+            keep: as for map.
+            **unknown: refused.
+
+        Returns:
+            The run.
+
+        Example:
+            >>> import nbmap
+            >>> nbmap.remote(pow).starmap([(2, 3), (3, 2)]).results()  # doctest: +SKIP
+            [8, 9]
+        """
+        self._refuse_unknown("starmap", unknown)
+        return self._run(
+            SPREAD,
+            self._iterator(iterable, "starmap"),
+            kwargs or {},
+            total=_least_length([iterable]),
+            order_outputs=order_outputs,
+            return_exceptions=return_exceptions,
+            wrap=wrap_returned_exceptions,
+            max_failures=max_failures,
+            keep=keep,
+        )
+
+    def _run(
+        self,
+        style: int,
+        inputs: Iterator[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        total: int | None,
+        order_outputs: bool | None,
+        return_exceptions: bool,
+        wrap: bool,
+        max_failures: int | str | None,
+        keep: bool | None,
+    ) -> Run:
+        stop_at = check_max_failures(max_failures)
+        keep = total is not None if keep is None else bool(keep)
+        ordered = order_outputs is None or bool(order_outputs)
+        driver = self._driver(
+            style,
+            inputs,
+            dict(kwargs),
+            total=total,
+            keep=keep,
+            ordered=ordered,
+            too_many=stop_at.exceeded if stop_at else None,
+        )
+        run = Run(
+            driver,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            wrap=wrap,
+            max_failures=max_failures,
+        )
+        watch.begin(driver)
+        driver.start()
+        return run
+
+    # -- shared
+
+    def _driver(
+        self,
+        style: int,
+        inputs: Iterator[Any],
+        kwargs: dict[str, Any],
+        *,
+        total: int | None,
+        keep: bool,
+        too_many: Callable[[int, int], bool] | None,
+        ordered: bool = True,
+    ) -> Driver:
+        options = self._usable_options()
+        blob = self._blob(kwargs)
+        empty = total == 0
+        driver = Driver(
+            connect.nowhere() if empty else connect.transport_for(options.cluster),
+            blob,
+            style,
+            inputs,
+            total=total,
+            keep=keep,
+            name=self.__name__,
+            handle=id(self),
+            limit=options.concurrency,
+            worker_losses=options.worker_losses,
+            grace=options.grace,
+            too_many=too_many,
+            ordered=ordered,
+        )
+        driver.owner = self  # the id of a handle that is gone could be another's
+        return driver
+
+    def _usable_options(self) -> Options:
+        """Return the options, refusing what this version can't do yet."""
+        if self._options is None:
+            self._options = resolve(self._given)
+        options = self._options
+        later = {
+            "gpu": gpu.parse(options.gpu) is not None,
+            "timeout": options.timeout is not None,
+            "retries": options.retries.max_retries > 0,
+            "wait_for_gpu": options.wait_for_gpu > 0,
+        }
+        for name, used in later.items():
+            if used:
+                value = safe_repr(getattr(options, name), 60)
+                msg = f"{name}={value}: this version of nbmap does not have {name}= yet; leave it out"
+                raise OptionError(msg)
+        kinds = {
+            inspect.isgeneratorfunction: "a generator function",
+            inspect.isasyncgenfunction: "an async generator function",
+            inspect.iscoroutinefunction: "an async function",
+        }
+        for test, kind in kinds.items():
+            if test(self._function):
+                msg = (
+                    f"{self.__name__} is {kind}: this version of nbmap can't run those remotely yet; "
+                    f"return a value, or call {self.__name__}.local(...)"
+                )
+                raise OptionError(msg)
+        return options
+
+    def _blob(self, kwargs: dict[str, Any]) -> Blob:
+        try:
+            blob = freeze(self._function, kwargs)
+        except CannotPickleError as error:
+            name, variable = self.__name__, error.variable
+            held = f"its variable {variable!r} can't: {error}" if variable else str(error)
+            msg = (
+                f"{name} can't be sent to the workers, {held}. "
+                "Make it inside the function, or pass what it is made from"
+            )
+            raise Unpicklable(msg) from None
+        if blob.nbytes > LARGE and blob.digest not in _warned:
+            _warned.add(blob.digest)
+            variable = largest_variable(self._function)
+            held = f" ({variable} is the largest)" if variable else ""
+            msg = (
+                f"{self.__name__} brings {blob.nbytes >> 20} MB along{held}; it is sent once to "
+                "each worker process"
+            )
+            warnings.warn(msg, stacklevel=_outside())
+        return blob
+
+    def _iterator(self, item: Any, method: str) -> Iterator[Any]:
+        try:
+            return iter(item)
+        except TypeError:
+            pass
+        if hasattr(item, "__aiter__"):
+            what = "an async iterable, which this version of nbmap can't read yet"
+        else:
+            what = f"{safe_repr(item, 80)}, which is not iterable"
+        msg = f"{self.__name__}.{method} was given {what}; give it the inputs, e.g. a list"
+        raise TypeError(msg)
+
+    def _refuse_unknown(self, method: str, unknown: dict[str, Any]) -> None:
+        for name in unknown:
+            msg = (
+                f"{self.__name__}.{method} has no option {name!r}; constant arguments of the "
+                f"function go into kwargs={{{name!r}: ...}}"
+            )
+            raise TypeError(msg)
+
+
+_warned: set[str] = set()
+
+
+def _outside() -> int:
+    """Return the stack level of the first caller outside this file."""
+    frame, level = inspect.currentframe(), 0
+    here = os.path.normcase(__file__)
+    while frame is not None and os.path.normcase(frame.f_code.co_filename) == here:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _least_length(iterables: Iterable[Any]) -> int | None:
+    """Return the number of inputs where every iterable has a length."""
+    lengths = []
+    for item in iterables:
+        try:
+            lengths.append(len(item))
+        except TypeError:
+            return None
+    return min(lengths)

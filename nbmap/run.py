@@ -1,0 +1,393 @@
+"""Run: one map in progress, and what became of each of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType, TracebackType
+from typing import Any, overload
+
+from .engine.driver import EMPTY, Driver, line_of
+from .engine.model import CANCELLED, LOST, TIMEOUT, USER, Failure, FailureLine, Snapshot
+from .engine.pickling import Unloadable, load_or_error
+from .errors import (
+    InputCancelled,
+    InputFailed,
+    InputTimeout,
+    RunCancelled,
+    RunError,
+    TooManyFailures,
+    Unpicklable,
+    UserCodeException,
+    WorkerLost,
+)
+from .view import render, watch
+
+__all__ = ["Failures", "Run"]
+
+
+class Failures(list[FailureLine]):
+    """The failures of a run, as a table: index, input, kind, type, message, attempts, worker."""
+
+    def __repr__(self) -> str:
+        return "\n".join(render.failure(line) for line in self) or "no failures"
+
+
+class Run:
+    """One `.map` or `.starmap`; it has started and goes on in the background.
+
+    Made by a handle, never by hand. Iterating it gives the outputs in input order as soon as they
+    are there; a failed input raises its exception at its place (or is handed out as a value, with
+    `return_exceptions=True`).
+
+    Example:
+        >>> import nbmap
+        >>> run = nbmap.remote(abs).map([-1, 2, -3])  # doctest: +SKIP
+        >>> list(run), run[0], run.counts["done"]  # doctest: +SKIP
+        ([1, 2, 3], 1, 3)
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        ordered: bool,
+        return_exceptions: bool,
+        wrap: bool,
+        max_failures: object,
+    ) -> None:
+        self._driver = driver
+        self._ordered = ordered
+        self._return_exceptions = return_exceptions
+        self._wrap = wrap
+        self._max_failures = max_failures
+        self._iterated = False
+        self._errors: dict[int, BaseException] = {}
+
+    # -- taking outputs
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._driver.keep:
+            if self._iterated:
+                msg = (
+                    "this run keeps no outputs, so it can be iterated once; "
+                    "map with keep=True to iterate again, or keep `it = iter(run)` to go on later"
+                )
+                raise RunError(msg)
+            self._iterated = True
+        if self._ordered:
+            return self._in_input_order()
+        return (output for _, output in self._arriving())
+
+    def _in_input_order(self) -> Iterator[Any]:
+        driver, position = self._driver, 0
+        with self._waiting(closing=not driver.keep):
+            while True:
+                position, values = driver.take(position)
+                if not values:
+                    break
+                if Failure not in set(map(type, values)):
+                    yield from values
+                else:
+                    for index, value in enumerate(values, position):
+                        yield from self._output(index, value)
+                driver.handed(position, len(values))
+                position += len(values)
+            self._raise_how_it_ended()
+
+    def as_completed(self) -> Iterator[tuple[int, Any]]:
+        """Iterate over (index, output) in order of completion.
+
+        Raises:
+            Exception: what an input raised, when it comes to its turn, unless the run was made
+                with `return_exceptions=True`.
+        """
+        if not self._driver.keep:
+            iter(self).close() if self._iterated else None  # type: ignore[attr-defined]
+            self._iterated = True
+        return self._arriving()
+
+    def _arriving(self) -> Iterator[tuple[int, Any]]:
+        driver, position = self._driver, 0
+        with self._waiting(closing=not driver.keep):
+            while True:
+                position, pairs = driver.take_arrivals(position)
+                if not pairs:
+                    break
+                for index, value in pairs:
+                    for output in self._output(index, value):
+                        yield index, output
+                driver.handed(pairs[0][0], len(pairs))
+            self._raise_how_it_ended()
+
+    def _output(self, index: int, value: Any) -> Iterator[Any]:
+        """Yield what stands for an outcome among the outputs; raise where it is an exception."""
+        if type(value) is not Failure:
+            yield value
+        elif value.kind == CANCELLED and index not in self._driver.singled:
+            if self._return_exceptions and self._driver.status != "stopped":
+                yield self._as_value(value, index)
+        elif self._return_exceptions:
+            yield self._as_value(value, index)
+        else:
+            raise self._as_raised(value, index)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        """Wait for an input's outcome; return its output or raise its failure."""
+        self._must_keep("run[i]")
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = self._position(index)
+        with self._waiting():
+            value = self._driver.get(index)
+        if value is EMPTY:
+            self._raise_how_it_ended()
+            msg = f"input {index} does not exist: the run has {self._driver.total} inputs"
+            raise IndexError(msg)
+        if type(value) is Failure:
+            raise self._as_raised(value, index)
+        self._driver.handed(index, 1)
+        return value
+
+    def results(self, errors: str = "raise") -> list[Any]:
+        """Wait for all outcomes and return them as a list, in input order.
+
+        Args:
+            errors: "raise" raises the first failure; "keep" puts each failure as an exception
+                object at its place; "drop" leaves failed inputs out.
+
+        Raises:
+            ValueError: for any other `errors`.
+            RunError: where outputs are not kept.
+        """
+        if errors not in {"raise", "keep", "drop"}:
+            msg = f'errors={errors!r} is not one of "raise", "keep" and "drop"'
+            raise ValueError(msg)
+        self._must_keep("run.results()")
+        if errors == "raise":
+            asked, self_return = self._return_exceptions, False
+            self._return_exceptions = self_return
+            try:
+                return list(self._in_input_order())
+            finally:
+                self._return_exceptions = asked
+        self.wait()
+        out = []
+        for index in range(self._driver.known()):
+            value = self._driver.get(index)
+            if type(value) is Failure:
+                if errors == "keep":
+                    out.append(self._as_value(value, index))
+            elif value is not EMPTY:
+                out.append(value)
+        return out
+
+    # -- looking
+
+    def __len__(self) -> int:
+        total = self._driver.total
+        if total is None:
+            msg = "the number of inputs is not known: they come from an iterator without a length"
+            raise TypeError(msg)
+        return total
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of inputs in each status: waiting, sent, running, done, failed, cancelled."""
+        return self._driver.counts()
+
+    @property
+    def status(self) -> str:
+        """running, finished, cancelled, stopped (too many failures) or broken (cluster lost)."""
+        return self._driver.status
+
+    @property
+    def failures(self) -> Failures:
+        """The failures so far, in input order; what was cancelled is not among them."""
+        return Failures(line_of(failure) for failure in self._driver.failures())
+
+    @property
+    def keep_bytes(self) -> int:
+        """Bytes of outputs that may wait to be handed out before the run pauses; can be set."""
+        return self._driver.keep_bytes
+
+    @keep_bytes.setter
+    def keep_bytes(self, nbytes: int) -> None:
+        self._driver.set_keep_bytes(nbytes)
+
+    def stdout(self, index: int) -> str:
+        """Return what input `index` wrote to stdout and stderr, warnings and logging included."""
+        return self._driver.printed(self._position(index))
+
+    def traceback(self, index: int) -> str:
+        """Return the traceback of a failed input as text; empty for any other."""
+        index = self._position(index)
+        failed = [f for f in self._driver.failures() if f.index == index]
+        return failed[0].traceback or failed[0].message if failed else ""
+
+    def snapshot(self) -> Snapshot:
+        """Return the plain picture of the run that views draw."""
+        return self._driver.snapshot()
+
+    def __repr__(self) -> str:
+        return f"<Run {self._driver.number}: {render.summary(self.snapshot())}>"
+
+    # -- waiting and stopping
+
+    def done(self) -> bool:
+        """Tell whether every input has an outcome, or the run ended without."""
+        return self._driver.over
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end of the run.
+
+        Args:
+            timeout: seconds to wait at most; for ever by default.
+
+        Returns:
+            Whether the run has ended. Failures do not raise here.
+        """
+        with self._waiting():
+            over = self._driver.wait(timeout)
+        if over:
+            watch.settle(self._driver)
+        return over
+
+    def cancel(self, index: int | None = None) -> None:
+        """Cancel the run, or one input; returns at once.
+
+        What waits stops at once; what runs is asked to stop, by an exception in its thread.
+        What is done stays. Cancelling what has ended does nothing.
+        """
+        self._driver.cancel(-1 if index is None else self._position(index))
+
+    # -- shared
+
+    def _position(self, index: int) -> int:
+        if not isinstance(index, int):
+            msg = f"an input's index is an int, not {index!r}"
+            raise TypeError(msg)
+        total = self._driver.total
+        if index < 0:
+            index += len(self)
+        if index < 0 or (total is not None and index >= total):
+            msg = f"input {index} does not exist: the run has {total} inputs"
+            raise IndexError(msg)
+        return index
+
+    def _must_keep(self, what: str) -> None:
+        if not self._driver.keep:
+            msg = f"{what} needs outputs that are kept, and this run keeps none; map with keep=True"
+            raise RunError(msg)
+
+    @contextmanager
+    def _waiting(self, *, closing: bool = False) -> Iterator[None]:
+        """Cancel the run where the user interrupts, or leaves a loop over a run that keeps none."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._driver.cancel()
+            raise
+        finally:
+            if closing and not self._driver.over:
+                self._driver.cancel()
+
+    def _raise_how_it_ended(self) -> None:
+        driver = self._driver
+        watch.settle(driver)
+        if driver.broken is not None:
+            raise driver.broken
+        if driver.status == "stopped":
+            failed = driver.counts()["failed"]
+            msg = (
+                f"stopped: {failed} inputs failed, more than max_failures={self._max_failures} "
+                "allows. run.failures tells which, run.results(errors='drop') has what was done"
+            )
+            raise TooManyFailures(msg)
+        if driver.status == "cancelled" and not self._return_exceptions:
+            counts = driver.counts()
+            msg = f"cancelled with {counts['done']} inputs done and {counts['cancelled']} not"
+            raise RunCancelled(msg)
+        if driver.error is not None:
+            raise driver.error
+
+    def _as_value(self, failure: Failure, index: int) -> BaseException:
+        error = self._error(failure, index)
+        if failure.kind != USER or not self._wrap:
+            return error
+        wrapped = UserCodeException(error)
+        wrapped.__traceback__ = error.__traceback__
+        return wrapped
+
+    def _as_raised(self, failure: Failure, index: int) -> BaseException:
+        """Return what to raise: the user's exception, unless raising it would mean another thing.
+
+        A StopIteration would end the caller's loop, a SystemExit the caller's process.
+        """
+        error = self._error(failure, index)
+        odd = (StopIteration, StopAsyncIteration)
+        if isinstance(error, Exception) and not isinstance(error, odd):
+            return error
+        wrapped = UserCodeException(error)
+        wrapped.__cause__ = error
+        return wrapped
+
+    def _error(self, failure: Failure, index: int) -> BaseException:
+        error = self._errors.get(index)
+        if error is None:
+            error = self._errors[index] = build_exception(failure, index, self._driver.name)
+        if failure.kind == USER:
+            error.__traceback__ = remote_traceback(failure.stack)
+        return error
+
+
+# --- exceptions from plain values --------------------------------------------------------------
+
+
+def build_exception(failure: Failure, index: int, name: str) -> BaseException:
+    """Return the exception that a failure stands for."""
+    if failure.kind == CANCELLED:
+        return InputCancelled(f"input {index} was cancelled")
+    where = f"input {index} ({failure.input}) of {name}"
+    if failure.kind != USER:
+        kinds: dict[str, type[InputFailed]] = {LOST: WorkerLost, TIMEOUT: InputTimeout}
+        return kinds.get(failure.kind, Unpicklable)(f"{where}: {failure.message}")
+    error = load_or_error(failure.pickled) if failure.pickled else None
+    if not isinstance(error, BaseException) or isinstance(error, Unloadable):
+        # Its class can't be had here, or can't be pickled there: its name and text can.
+        error = UserCodeException(Exception(f"{failure.type}: {failure.message}"))
+    note = f"nbmap: {where} failed on {failure.worker}, attempt {failure.attempts}"
+    try:
+        error.add_note(note)
+    except Exception:  # noqa: BLE001 - an exception may refuse attributes
+        return error
+    return error
+
+
+def remote_traceback(stack: list[list[Any]]) -> TracebackType | None:
+    """Build a traceback that shows the frames of the worker."""
+    tb: TracebackType | None = None
+    for filename, lineno, function, _line in reversed(stack):
+        frame = _frame(filename, lineno, function)
+        tb = TracebackType(tb, frame, frame.f_lasti, lineno)
+    return tb
+
+
+def _frame(filename: str, lineno: int, function: str) -> FrameType:
+    """Return a frame that looks as if it were in that function: one of a code that just raised."""
+    code: CodeType = compile("raise LookupError", filename, "exec")
+    code = code.replace(co_name=function, co_firstlineno=lineno)
+    try:
+        exec(code, {"__name__": function})  # noqa: S102 - the two words above
+    except LookupError as error:
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None:
+            tb = tb.tb_next
+        assert tb is not None  # noqa: S101
+        return tb.tb_frame
+    raise AssertionError
+

@@ -1,0 +1,151 @@
+"""One attempt at one input: call the function, catch everything, pickle the outcome.
+
+An attempt never raises and never fails to be told: whatever the user's code did, its outcome is
+plain values and bytes by the time it leaves here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ..engine.model import CALL, CANCELLED, EACH, SPREAD, UNPICKLABLE, USER, Failure, Frames
+from ..engine.pickling import Unloadable, dump, dump_exception, safe_repr, shorten
+
+MESSAGE = 2_000  # characters of an exception's message that are kept
+TRACEBACK = 64_000  # and of its formatted traceback
+STACK = 50  # frames, the outermost and the innermost halves
+INPUT = 200  # characters of the input's repr
+
+_HERE = inspect.currentframe().f_code.co_filename  # type: ignore[union-attr]
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+
+class Stopped(BaseException):  # noqa: N818 - raised in a thread by another, never by its own code
+    """Raised in a running function to stop it.
+
+    A class of its own: a KeyboardInterrupt that escapes would end Dask's worker.
+    """
+
+
+class Pickled(list[Any]):
+    """The frames of one output."""
+
+
+def caller(function: Callable[..., Any], kwargs: dict[str, Any], style: int) -> Callable[..., Any]:
+    """Return what is to be called with one input."""
+    if style == EACH:
+        return function if not kwargs else lambda x: function(x, **kwargs)
+    if style == SPREAD:
+        return lambda x: function(*x, **kwargs)
+    assert style == CALL  # noqa: S101
+    return lambda x: function(*x[0], **x[1])
+
+
+def run(call: Callable[[Any], Any], index: int, value: Any, function: Any) -> Any:
+    """Try one input; return its output (a scalar, or Pickled), or a Failure.
+
+    Only `Stopped` gets out.
+    """
+    if type(value) is Unloadable:
+        return failure(value.error, index, UNPICKLABLE, "?", "the input can't be unpickled: ")
+    try:
+        output = call(value)
+    except Stopped:
+        raise
+    except BaseException as error:  # noqa: BLE001 - SystemExit too must not end the worker
+        if isinstance(error, TypeError) and _not_entered(error):
+            _add_signature(error, function)
+        return failure(error, index, USER, value)
+    if type(output) in _PLAIN:
+        return output
+    try:
+        return Pickled(dump(output))
+    except Stopped:
+        raise
+    except BaseException as error:  # noqa: BLE001
+        kind = type(output).__name__
+        return failure(error, index, UNPICKLABLE, value, f"the output, a {kind}, can't be sent: ")
+
+
+def cancelled(index: int, value: Any) -> Failure:
+    """Return the failure of an input that was stopped."""
+    return Failure(index, CANCELLED, "InputCancelled", "cancelled", input=_repr(value))
+
+
+def failure(
+    error: BaseException, index: int, kind: str, value: Any, prefix: str = ""
+) -> Failure:
+    """Tell an exception in plain values, whatever its own methods do."""
+    user = _user_traceback(error)
+    pickled: Frames = dump_exception(error) if kind == USER else []
+    return Failure(
+        index=index,
+        kind=kind,
+        type=_clean(type(error).__name__, MESSAGE),
+        message=_clean(prefix + _message(error), MESSAGE),
+        traceback=_clean(_format(error, user), TRACEBACK),
+        stack=_stack(user),
+        input=_repr(value),
+        pickled=pickled,
+    )
+
+
+def _repr(value: Any) -> str:
+    return _clean(safe_repr(value, INPUT), 2 * INPUT)
+
+
+def _clean(text: str, limit: int) -> str:
+    """Bound a text and make it fit for the wire, which knows no lone surrogates."""
+    return shorten(text, limit).encode("utf-8", "backslashreplace").decode()
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as inner:  # noqa: BLE001
+        return f"<message not available: its __str__ raised {type(inner).__name__}>"
+
+
+def _user_traceback(error: BaseException) -> Any:
+    """Skip our own frames at the start; None where the user's code was never entered."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == _HERE:
+        tb = tb.tb_next
+    return tb
+
+
+def _not_entered(error: TypeError) -> bool:
+    return _user_traceback(error) is None
+
+
+def _add_signature(error: TypeError, function: Any) -> None:
+    try:
+        name = getattr(function, "__name__", "the function")
+        text = f"{error.args[0]} (the signature is {name}{inspect.signature(function)})"
+    except Exception:  # noqa: BLE001 - builtins without a signature, odd args
+        return
+    error.args = (text, *error.args[1:])
+
+
+def _format(error: BaseException, user: Any) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, user))
+    except BaseException:  # noqa: BLE001 - a failing __repr__ in a note, say
+        frames = "".join(traceback.format_tb(user))
+        return f"Traceback (most recent call last):\n{frames}{type(error).__name__}\n"
+
+
+def _stack(user: Any) -> list[list[Any]]:
+    try:
+        frames = list(traceback.extract_tb(user))
+    except BaseException:  # noqa: BLE001
+        return []
+    if len(frames) > STACK:
+        frames = frames[: STACK // 2] + frames[-STACK // 2 :]
+    return [
+        [_clean(f.filename, MESSAGE), f.lineno or 1, f.name, _clean(f.line or "", MESSAGE)]
+        for f in frames
+    ]

@@ -1,0 +1,68 @@
+"""The files that a visitor sees first say what is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(ROOT.glob("*.md"))
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOUR_MINUTES = 240
+
+
+def name(path):
+    return path.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_to_files(page):
+    """Each relative link of a page leads to a file of the repository."""
+    targets = [link.partition("#")[0] for link in LINK.findall(page.read_text("utf-8"))]
+    relative = [target for target in targets if target and "://" not in target]
+    assert [target for target in relative if not (page.parent / target).exists()] == []
+
+
+def test_the_readme_links_to_something():
+    """The test above has links to look at."""
+    assert len(LINK.findall((ROOT / "README.md").read_text("utf-8"))) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(FOUR_MINUTES + 30)
+def test_the_python_of_the_readme_runs(tmp_path):
+    """The README's Python blocks, one after the other, are a script that runs."""
+    blocks = PYTHON_BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
+    assert len(blocks) >= 3
+    script = tmp_path / "readme.py"
+    script.write_text("\n\n".join(blocks), "utf-8")
+    ended = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=FOUR_MINUTES,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[:4] == ["9", "0", "1", "4"]
+    assert "[0.5, UserCodeException(ZeroDivisionError('division by zero')), 0.25]" in lines
+    assert lines[-3:] == ["[32, 81]", "[32, 81]", "[4, 4]"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_notebooks_are_stored_without_outputs(path):
+    """A stored notebook is valid, and holds no output and no execution count."""
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count] == []

@@ -1,0 +1,233 @@
+"""Text that views show: true to the snapshot, and harmless whatever user code put into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbmap.engine.model import FailureLine, Snapshot
+from nbmap.view import render
+
+BASE = Snapshot(
+    name="train",
+    number=1,
+    status="running",
+    total=100,
+    waiting=36,
+    sent=2,
+    running=2,
+    done=58,
+    failed=2,
+    cancelled=0,
+    elapsed=5.0,
+    rate=12.3,
+    slots=2,
+    note="",
+    failures=(),
+)
+LINE = FailureLine(7, "x=3", "user", "ValueError", "bad", 1, "tcp://10.0.0.1:4000")
+
+# Any code point, surrogates too, with what attacks a terminal made likely.
+nasty = st.text(
+    st.one_of(
+        st.characters(),
+        st.characters(categories=("Cc", "Cf", "Cs", "Zl", "Zp")),
+        st.sampled_from("\x1b\x9b\x07\u202e\u2066\u200f\n\r\t"),
+    )
+)
+BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def is_harmless(text: str) -> bool:
+    return not any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} or c in BIDI for c in text)
+
+
+def snapshot(**changes: object) -> Snapshot:
+    return dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
+
+
+@given(nasty, st.one_of(st.none(), st.integers(0, 300)))
+def test_plain_is_harmless(text: str, limit: int | None) -> None:
+    """Whatever the text, nothing in the result can move, colour, link or reorder."""
+    shown = render.plain(text, limit)
+    assert is_harmless(shown)
+    shown.encode()
+
+
+@given(nasty, st.integers(0, 300))
+def test_plain_keeps_newlines_where_allowed(text: str, limit: int) -> None:
+    """With newlines allowed they, and only they, stay as they are."""
+    assert is_harmless(render.plain(text, limit, newlines=True).replace("\n", ""))
+    assert render.plain(text, None, newlines=True).count("\n") == text.count("\n")
+
+
+@given(st.text(min_size=0, max_size=1000), st.integers(40, 300))
+def test_plain_keeps_to_the_limit(text: str, limit: int) -> None:
+    """The result is never longer than the limit."""
+    assert len(render.plain(text, limit)) <= limit
+
+
+@given(st.text(st.characters(codec="ascii", categories=("L", "N", "P")), max_size=1000))
+def test_plain_counts_what_it_leaves_out(text: str) -> None:
+    """What is shown and the number of characters left out add up to the text."""
+    shown = render.plain(text, 100)
+    head, cut, rest = shown.partition(" … ")
+    if not cut:
+        assert shown == text
+        return
+    number, _, tail = rest.partition(" characters left out … ")
+    assert len(head) + int(number.replace(",", "")) + len(tail) == len(text)
+    assert text.startswith(head)
+    assert text.endswith(tail)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("\x1b]8;;http://evil\x07click", r"\x1b]8;;http://evil\x07click"),
+        ("\x9b2J", r"\x9b2J"),
+        ("a\u202eb\u2066c", r"a\u202eb\u2066c"),
+        ("\ud800", r"\ud800"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\u2028", r"\u2028"),
+        ("héllo 日本 👩\u200d🔬", "héllo 日本 👩\u200d🔬"),
+        ("[bold]markup[/bold]", "[bold]markup[/bold]"),
+    ],
+)
+def test_plain_shows_escapes(text: str, shown: str) -> None:
+    """Escapes are visible, and people's scripts and emoji stay readable."""
+    assert render.plain(text) == shown
+
+
+def test_plain_of_huge_text_is_cheap() -> None:
+    """Only what is shown of a huge text is looked at."""
+    shown = render.plain("\x1b" * 50_000_000)
+    assert len(shown) <= 200
+    assert "characters left out" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (-1, "0 s"),
+        (0.0001, "under 1 ms"),
+        (0.35, "350 ms"),
+        (0.9999, "1 s"),
+        (3, "3 s"),
+        (3.24, "3.2 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min"),
+        (200, "3 min 20 s"),
+        (3599.9, "1 h"),
+        (7500, "2 h 5 min"),
+        (86400, "1 d"),
+        (273600, "3 d 4 h"),
+        (math.nan, "?"),
+        (math.inf, "?"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    """Times are written for people, rounded before the unit is chosen."""
+    assert render.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {},
+            "train  60 % · 58 of 100 done, 2 failed, 2 running, 38 waiting · 12.3/s · 4 s left",
+        ),
+        ({"rate": 0.0}, "train  60 % · 58 of 100 done, 2 failed, 2 running, 38 waiting"),
+        (
+            {"total": None, "waiting": 0},
+            "train  58 done, 2 failed, 2 running, 2 waiting · 12.3/s · for 5 s",
+        ),
+        (
+            {"status": "finished", "waiting": 0, "sent": 0, "running": 0, "done": 98},
+            "train  98 of 100 done, 2 failed, finished in 5 s",
+        ),
+        (
+            {"status": "cancelled", "waiting": 0, "sent": 0, "running": 0, "cancelled": 40},
+            "train  58 of 100 done, 2 failed, 40 cancelled, cancelled after 5 s",
+        ),
+        (
+            dict.fromkeys(("total", "waiting", "sent", "running", "done", "failed"), 0)
+            | {"status": "finished"},
+            "train  0 of 0, finished",
+        ),
+        (
+            {"done": 999_999, "failed": 0, "total": 1_000_000, "waiting": 0, "sent": 0}
+            | {"running": 1, "rate": 12345.6},
+            "train  99 % · 999,999 of 1,000,000 done, 1 running · 12,346/s · 1 s left",
+        ),
+        (
+            {"note": "slow", "rate": 0.05, "sent": 0, "waiting": 0},
+            "train  60 % · 58 of 100 done, 2 failed, 2 running · 3/min · 13 min 20 s left · slow",
+        ),
+        (
+            {"name": "a\x1b[2J\n", "note": "b\u202e", "rate": 0.0},
+            r"a\x1b[2J\n  60 % · 58 of 100 done, 2 failed, 2 running, 38 waiting · b\u202e",
+        ),
+    ],
+)
+def test_summary(changes: dict[str, object], text: str) -> None:
+    """A run is one line that says what counts."""
+    assert render.summary(snapshot(**changes)) == text
+
+
+counts = st.integers(0, 10**7)
+
+
+@given(
+    total=st.one_of(st.none(), counts),
+    waiting=counts,
+    running=counts,
+    done=counts,
+    failed=counts,
+    elapsed=st.floats(),
+    rate=st.floats(),
+    status=st.sampled_from(["running", "finished", "cancelled", "stopped", "broken"]),
+)
+def test_no_nan_ever(**changes: object) -> None:
+    """Whatever the numbers, the lines are one line each and hold no nan or inf."""
+    for line in (render.summary(snapshot(**changes)), render.brief(snapshot(**changes))):
+        assert "nan" not in line
+        assert "inf" not in line
+        assert is_harmless(line)
+
+
+def test_brief() -> None:
+    """What stands beside a bar leaves out what the bar shows."""
+    assert render.brief(BASE) == "58 of 100, 2 failed · 12.3/s · 4 s left"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "input 7 (x=3) failed: ValueError: bad (attempt 1, tcp://10.0.0.1:4000)"),
+        (
+            {"kind": "lost", "type": "", "message": "killed by SIGKILL", "attempts": 2},
+            "input 7 (x=3) was lost: killed by SIGKILL (attempt 2, tcp://10.0.0.1:4000)",
+        ),
+        (
+            {"kind": "timeout", "type": "", "message": "", "worker": "", "input": ""},
+            "input 7 timed out (attempt 1)",
+        ),
+        (
+            {"input": "\x1b[2J", "message": "a\nb\u202e"},
+            r"input 7 (\x1b[2J) failed: ValueError: a\nb\u202e (attempt 1, tcp://10.0.0.1:4000)",
+        ),
+    ],
+)
+def test_failure(changes: dict[str, object], text: str) -> None:
+    """A failed input is one harmless line that says which, why and where."""
+    assert render.failure(dataclasses.replace(LINE, **changes)) == text  # type: ignore[arg-type]
