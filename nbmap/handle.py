@@ -363,7 +363,9 @@ class RemoteFunction:
         for name, used in later.items():
             if used:
                 value = safe_repr(getattr(options, name), 60)
-                msg = f"{name}={value}: this version of nbmap does not have {name}= yet; leave it out"
+                msg = (
+                    f"{name}={value}: this version of nbmap does not have {name}= yet; leave it out"
+                )
                 raise OptionError(msg)
         kinds = {
             inspect.isgeneratorfunction: "a generator function",

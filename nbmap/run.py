@@ -267,7 +267,7 @@ class Run:
 
     # -- shared
 
-    def _position(self, index: int) -> int:
+    def _position(self, index: Any) -> int:
         if not isinstance(index, int):
             msg = f"an input's index is an int, not {index!r}"
             raise TypeError(msg)
@@ -363,7 +363,7 @@ def build_exception(failure: Failure, index: int, name: str) -> BaseException:
     note = f"nbmap: {where} failed on {failure.worker}, attempt {failure.attempts}"
     try:
         error.add_note(note)
-    except Exception:  # noqa: BLE001 - an exception may refuse attributes
+    except Exception:
         return error
     return error
 
@@ -387,7 +387,6 @@ def _frame(filename: str, lineno: int, function: str) -> FrameType:
         tb = error.__traceback__
         while tb is not None and tb.tb_next is not None:
             tb = tb.tb_next
-        assert tb is not None  # noqa: S101
+        assert tb is not None
         return tb.tb_frame
     raise AssertionError
-

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..engine.transport import InProcess, Transport
 from ..errors import ClusterError, OptionError
@@ -69,7 +69,7 @@ def transport_for(cluster: object) -> Transport:
 
 def nowhere() -> Transport:
     """Return a transport for runs that have nothing to run."""
-    global _nowhere  # noqa: PLW0603
+    global _nowhere
     with _lock:
         _nowhere = _nowhere or InProcess(1)
         return _nowhere
@@ -209,7 +209,7 @@ def _refuse_where_nobody_listens(address: str, shown: str) -> None:
     """Say at once that nobody listens; Dask itself would go on trying until its timeout."""
     import socket
 
-    from distributed.comm import get_address_host_port
+    from distributed.comm.addressing import get_address_host_port
 
     if not address.startswith(("tcp://", "tls://")):
         return
@@ -225,7 +225,7 @@ def _refuse_where_nobody_listens(address: str, shown: str) -> None:
 
 
 def _own_transport() -> Transport:
-    global _own  # noqa: PLW0603
+    global _own
     with _lock:
         if _own is None or not _own.transport.alive():
             if _own is not None:
@@ -254,12 +254,12 @@ def _refuse_without_main_guard() -> None:
     path = getattr(main, "__file__", None)
     if not path or not path.endswith(".py") or hasattr(main, "get_ipython"):
         return
-    frame = sys._getframe()  # noqa: SLF001 - the documented way to look at callers
+    frame: Any = sys._getframe()  # noqa: SLF001 - the documented way to look at callers
     line = 0
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals is vars(main):
             line = frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     if not line:  # called from elsewhere: a test runner, a thread
         return
     try:
@@ -272,7 +272,7 @@ def _refuse_without_main_guard() -> None:
             if guarded:
                 return
     msg = (
-        f"{path}, line {line}: put the code that runs under `if __name__ == \"__main__\":` - "
+        f'{path}, line {line}: put the code that runs under `if __name__ == "__main__":` - '
         "every worker process imports this script, and would run it again"
     )
     raise ClusterError(msg)
@@ -280,7 +280,7 @@ def _refuse_without_main_guard() -> None:
 
 def warm_up(cluster: object) -> None:
     """In a notebook, start our own cluster in the background when the first handle is defined."""
-    global _warming  # noqa: PLW0603
+    global _warming
     if not in_kernel() or _warming is not None or cluster is not None:
         return
 
@@ -289,7 +289,7 @@ def warm_up(cluster: object) -> None:
             with _lock:
                 if _own is None and _named() is None:
                     _own_transport()
-        except Exception as error:  # noqa: BLE001 - the first map says it, to whoever maps
+        except Exception as error:
             logger.info("the cluster could not be started ahead: %s", error)
 
     _warming = threading.Thread(target=warm, name="nbmap-warm-up", daemon=True)
@@ -305,7 +305,7 @@ class Connection:
     def __init__(self, undo: Callable[[], None]) -> None:
         self._undo = undo
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -376,9 +376,11 @@ def start(
         OptionError: a value is wrong.
         ClusterError: one is running with other values, or it can't be started.
     """
-    global _own  # noqa: PLW0603
+    global _own
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             msg = f"{name}={value!r} has to be a whole number from 1 on"
             raise OptionError(msg)
     with _lock:
@@ -393,7 +395,7 @@ def start(
 
 def stop() -> None:
     """Stop nbmap's own cluster and cancel the runs on it; one that is not ours stays."""
-    global _own  # noqa: PLW0603
+    global _own
     with _lock:
         own, _own = _own, None
     if own is not None:
@@ -436,7 +438,9 @@ def status() -> Status:
             return Status(repr(named), 1, named.slots(), len(named.leases), len(named.jobs))
         if named is None or named == "local":
             if _own is None:
-                return Status("none yet; nbmap starts one on this machine when it is needed", 0, 0, 0, 0)
+                return Status(
+                    "none yet; nbmap starts one on this machine when it is needed", 0, 0, 0, 0
+                )
             transport, where = _own.transport, "nbmap's own, on this machine"
         else:
             transport = _existing(named)

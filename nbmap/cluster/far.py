@@ -15,7 +15,7 @@ from typing import Any
 
 from distributed import get_worker
 from distributed.core import Status
-from distributed.protocol import to_serialize
+from distributed.protocol.serialize import to_serialize
 
 from ..engine.model import Message, frames_of, message_from
 from ..worker.serve import Lease, Process

@@ -112,7 +112,7 @@ def parse(value: object) -> GPURequest | None:
         raise OptionError(f"gpu={shown(value)} is not a GPU request: {wrong}.") from None
 
 
-class _Wrong(Exception):  # noqa: N818 - never leaves this module
+class _Wrong(Exception):
     """What is wrong with a part; `parse` adds the whole value."""
 
 

@@ -114,11 +114,11 @@ class DaskTransport(Transport):
 
     def _places(self, n: int) -> list[str]:
         """Choose the workers for `n` more leases; fewer where a worker is being restarted."""
-        assert self.own is not None  # noqa: S101
+        assert self.own is not None
         workers = self.own.workers()
         if not workers:
             return []
-        load = Counter({worker: 0 for worker in workers})
+        load = Counter(dict.fromkeys(workers, 0))
         for name, place in self._placed.items():
             if name in self.leases and place in load:
                 load[place] += 1
@@ -241,7 +241,7 @@ class DaskTransport(Transport):
         try:
             loop = asyncio.get_running_loop()
             threads = await loop.run_in_executor(None, self.client.nthreads)
-        except Exception as error:  # noqa: BLE001 - the client is closing
+        except Exception as error:
             logger.info("slots can't be counted: %s", error)
         else:
             self._threads = dict(threads)
@@ -259,7 +259,5 @@ class DaskTransport(Transport):
         """Return what there is, for people."""
         found = super().status()
         found["slots"] = self.slots()
-        found["workers"] = (
-            len(self.own.workers()) if self.own is not None else len(self._threads)
-        )
+        found["workers"] = len(self.own.workers()) if self.own is not None else len(self._threads)
         return found

@@ -45,7 +45,7 @@ class WatchedNanny(Nanny):
             self.exits[address] = _how(exitcode, self.memory_manager.memory_limit)
             while len(self.exits) > 1000:
                 self.exits.popitem(last=False)
-        super()._on_worker_exit_sync(exitcode)
+        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 
 def _how(exitcode: Any, limit: Any) -> str:
@@ -139,7 +139,9 @@ class LocalOwn:
 
 def cores() -> int:
     """Return how many cores this process may use: its affinity, within the cgroup's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123
         quota, period = file.read().split()
         count = min(count, max(1, -(-int(quota) // int(period))))

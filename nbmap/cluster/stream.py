@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from distributed.comm import connect, get_address_host_port
+from distributed.comm.addressing import get_address_host_port
+from distributed.comm.core import connect
 
 from ..engine.model import Message
 from ..worker import boot

@@ -150,7 +150,7 @@ class Driver:
         self._inputs = inputs
         self._grace = grace
         self._ordered = ordered
-        slots = max(1, min(limit or transport.slots(), transport.slots() if not limit else limit))
+        slots = max(1, limit or transport.slots())
         keep_bytes = kept_bytes() if keep else state.OUTPUT_BYTES
         self._state = state.RunState(
             total, keep, slots, worker_losses, too_many, keep_bytes=keep_bytes
@@ -184,14 +184,14 @@ class Driver:
 
     def start(self) -> None:
         """Begin: read on a thread, and have the transport work for this run."""
-        self.transport.engine.call(self._begin, True)  # noqa: FBT003
+        self.transport.engine.call(self._begin, True)
 
     def start_with(self, items: list[Any]) -> None:
         """Begin with inputs that are at hand, pickled in the caller's thread."""
         segments = list(_pickle(items))
         self.transport.engine.call(self._begin_with, segments)
 
-    def _begin(self, reading: bool) -> None:  # noqa: FBT001
+    def _begin(self, reading: bool) -> None:
         if reading:
             thread = threading.Thread(target=self._read, name="nbmap-reader", daemon=True)
             thread.start()
@@ -230,7 +230,7 @@ class Driver:
     # -- the engine's thread: events in
 
     def _take_read(
-        self, segments: list[Pack | Failure], error: BaseException | None, ended: bool  # noqa: FBT001
+        self, segments: list[Pack | Failure], error: BaseException | None, ended: bool
     ) -> None:
         for segment in segments:
             if self._state.ended:
@@ -319,12 +319,12 @@ class Driver:
 
     def _open(self) -> None:
         mail = self._mail
-        assert mail is not None  # noqa: S101
+        assert mail is not None
         while True:
             batch = [mail.get()]
             while not mail.empty() and len(batch) < 64:
                 batch.append(mail.get())
-            opened = []
+            opened: list[Any] = []
             for item in batch:
                 if item is None:
                     self.transport.engine.call(self._process_opened, opened)
@@ -448,7 +448,7 @@ class Driver:
             packed = self._packed(index, index + 1)
             value = load_repr(packed)
             failure = Failure(index, LOST, "WorkerLost", reason, input=value, worker=worker)
-            failure.attempts = self._state.attempts(index)
+            failure.attempts = self._state.attempts(index) - 1  # the next one is not to be
             outcomes: list[Any] = [failure]
         else:
             outcomes = [_CANCELLED] * (effect.stop - effect.start)
@@ -666,10 +666,8 @@ class Driver:
     def _drop_front(self) -> None:
         """Forget the slots that are behind every outcome that may still come, in large steps."""
         floor = min([start for start, _ in self._arrivals], default=self._base + len(self._slots))
-        try:
+        with contextlib.suppress(ValueError):
             floor = min(floor, self._base + self._slots.index(EMPTY))
-        except ValueError:
-            pass
         if floor - self._base > state.TRIM:
             del self._slots[: floor - self._base]
             self._base = floor
@@ -748,7 +746,7 @@ def _take(items: Iterator[Any], n: int) -> tuple[list[Any], BaseException | None
             taken.append(item)
             if len(taken) == n or _clock() > until:
                 return taken, None, False
-    except BaseException as error:  # noqa: BLE001 - it belongs to whoever iterates the run
+    except BaseException as error:
         return taken, error, True
     return taken, None, True
 
@@ -764,7 +762,7 @@ def _pickle(items: list[Any]) -> Iterator[Pack | Failure]:
     for item in items:
         try:
             frames.append(dump(item))
-        except BaseException as error:  # noqa: BLE001 - a __reduce__ may raise anything
+        except BaseException as error:
             if frames:
                 yield join(frames)
                 frames = []
@@ -781,9 +779,7 @@ def _failures(message: Out) -> list[Failure]:
         frames = list(message.frames[at : at + count_])
         at += count_
         told = [list(frame) for frame in stack]
-        failures.append(
-            Failure(index, kind, name, text, traceback, told, value, pickled=frames)
-        )
+        failures.append(Failure(index, kind, name, text, traceback, told, value, pickled=frames))
     return failures
 
 

@@ -57,6 +57,7 @@ class Pack:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all frames."""
         return sum(memoryview(frame).nbytes for frame in self.frames)
 
 
@@ -70,6 +71,7 @@ class Blob:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all frames."""
         return sum(memoryview(frame).nbytes for frame in self.frames)
 
 

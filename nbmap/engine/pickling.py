@@ -75,7 +75,7 @@ def dump(value: Any, near_only: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
     """
     try:
         frames = _dump(pickle.Pickler, value)
-    except Exception:  # noqa: BLE001 - whatever pickle can't do, cloudpickle may
+    except Exception:
         return _dump_by_value(value)
     return _dump_by_value(value) if near_only.search(frames[0]) else frames
 
@@ -152,7 +152,7 @@ def load_or_error(frames: Sequence[Any]) -> Any:
     """Unpickle one object, or return `Unloadable`. Runs the user's code, so anything may come."""
     try:
         return load(frames)
-    except BaseException as error:  # noqa: BLE001 - sys.exit in a __setstate__ is a bad input too
+    except BaseException as error:
         return Unloadable(error)
 
 
@@ -207,7 +207,7 @@ def dump_exception(error: BaseException) -> Frames:
     for attempt in (_dump_as_is, _dump_in_parts):
         try:
             frames = attempt(error)
-        except BaseException:  # noqa: BLE001, S112 - a failing __reduce__ may raise anything
+        except BaseException:  # noqa: S112 - a failing __reduce__ may raise anything
             continue
         if sum(memoryview(frame).nbytes for frame in frames) <= EXCEPTION_BYTES:
             return frames
@@ -243,7 +243,7 @@ def _portable(value: Any) -> Any:
         return shorten(value, EXCEPTION_TEXT)
     try:
         load(dump(value))
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         return safe_repr(value)
     return value
 
@@ -252,7 +252,7 @@ def safe_repr(value: Any, limit: int = 200) -> str:
     """Return a bounded repr of anything, also of what raises in its own `__repr__`."""
     try:
         text = repr(value)
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return shorten(text, limit)
 
@@ -279,13 +279,13 @@ def freeze(function: Callable[..., Any], kwargs: dict[str, Any]) -> Blob:
             frames = _dump(_FunctionPickler, content)
     except RecursionError as error:
         raise _blame(function, kwargs, error) from error
-    except Exception as first:  # noqa: BLE001
+    except Exception as first:
         # A module beside the notebook may hold what can't be pickled, and be importable on the
         # workers all the same.
         try:
             with _lock:
                 frames = _dump(_FunctionPickler, content)
-        except Exception:  # noqa: BLE001
+        except Exception:
             raise _blame(function, kwargs, first) from first
     digest = hashlib.blake2b(digest_size=16)
     for frame in frames:
@@ -322,7 +322,7 @@ def _blame(
         try:
             with _lock, _beside_by_value():
                 _dump(_FunctionPickler, value)
-        except Exception as cause:  # noqa: BLE001
+        except Exception as cause:
             inner = value if isinstance(value, FunctionType) and value is not function else None
             if inner is not None:
                 deeper = _blame(inner, {}, cause)
@@ -378,7 +378,7 @@ def largest_variable(function: Callable[..., Any]) -> str:
         try:
             with _lock, _beside_by_value():
                 frames = _dump(_FunctionPickler, value)
-        except Exception:  # noqa: BLE001, S112
+        except Exception:  # noqa: S112
             continue
         sizes[name] = sum(memoryview(frame).nbytes for frame in frames)
     return max(sizes, key=lambda name: sizes[name], default="")
@@ -420,7 +420,7 @@ def beside() -> list[ModuleType]:
 
     Workers may not have them, or may have imported an older version.
     """
-    global _beside  # noqa: PLW0603 - a scan of sys.modules takes a millisecond, a call not much more
+    global _beside
     homes = {_folder(path) for path in (sys.path[0] if sys.path else "", "")}
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if main:

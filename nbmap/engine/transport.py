@@ -91,7 +91,7 @@ _engine_lock = threading.Lock()
 
 def engine_loop() -> EngineLoop:
     """Return the process's loop; it starts at the first use."""
-    global _engine  # noqa: PLW0603
+    global _engine
     with _engine_lock:
         if _engine is None:
             _engine = EngineLoop()
@@ -148,8 +148,10 @@ class NearLink(Protocol):
 
 @dataclass(slots=True)
 class Held:
-    """A lease as the near side sees it: asked → open ⇄ paused → ending; silent while it is unclear
-    what became of it."""
+    """A lease as the near side sees it: asked → open ⇄ paused → ending.
+
+    It is silent while it is unclear what became of it.
+    """
 
     name: str
     state: str = "asked"
@@ -197,7 +199,7 @@ class Transport(ABC):
         """Return how many leases to have for handles with and without a limit that want so many."""
         return min(self.slots(), limited + unlimited)
 
-    def tick(self) -> None:
+    def tick(self) -> None:  # noqa: B027 - nothing to look after by default
         """Look after things, a few times a second while there are leases or jobs."""
 
     # -- jobs

@@ -72,7 +72,7 @@ _wake = threading.Event()
 
 def begin(run: Watched) -> None:
     """Show a run from now on."""
-    global _thread  # noqa: PLW0603
+    global _thread
     watch = Watch(run)
     with _lock:
         _watches[id(run)] = watch
@@ -92,7 +92,7 @@ def begin_quietly(run: Watched) -> None:
 
     def first(index: int, stream: str, text: str) -> None:
         begin(run)
-        assert run.on_print is not None  # noqa: S101
+        assert run.on_print is not None
         run.on_print(index, stream, text)
 
     run.on_print = first
@@ -112,7 +112,7 @@ def settle(run: Watched) -> None:
 
 
 def _loop() -> None:
-    global _thread  # noqa: PLW0603
+    global _thread
     while True:
         _wake.wait(EVERY)
         _wake.clear()

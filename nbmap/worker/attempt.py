@@ -23,7 +23,7 @@ _HERE = inspect.currentframe().f_code.co_filename  # type: ignore[union-attr]
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
-class Stopped(BaseException):  # noqa: N818 - raised in a thread by another, never by its own code
+class Stopped(BaseException):
     """Raised in a running function to stop it.
 
     A class of its own: a KeyboardInterrupt that escapes would end Dask's worker.
@@ -40,7 +40,7 @@ def caller(function: Callable[..., Any], kwargs: dict[str, Any], style: int) -> 
         return function if not kwargs else lambda x: function(x, **kwargs)
     if style == SPREAD:
         return lambda x: function(*x, **kwargs)
-    assert style == CALL  # noqa: S101
+    assert style == CALL
     return lambda x: function(*x[0], **x[1])
 
 
@@ -55,7 +55,7 @@ def run(call: Callable[[Any], Any], index: int, value: Any, function: Any) -> An
         output = call(value)
     except Stopped:
         raise
-    except BaseException as error:  # noqa: BLE001 - SystemExit too must not end the worker
+    except BaseException as error:
         if isinstance(error, TypeError) and _not_entered(error):
             _add_signature(error, function)
         return failure(error, index, USER, value)
@@ -65,7 +65,7 @@ def run(call: Callable[[Any], Any], index: int, value: Any, function: Any) -> An
         return Pickled(dump(output))
     except Stopped:
         raise
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         kind = type(output).__name__
         return failure(error, index, UNPICKLABLE, value, f"the output, a {kind}, can't be sent: ")
 
@@ -75,9 +75,7 @@ def cancelled(index: int, value: Any) -> Failure:
     return Failure(index, CANCELLED, "InputCancelled", "cancelled", input=_repr(value))
 
 
-def failure(
-    error: BaseException, index: int, kind: str, value: Any, prefix: str = ""
-) -> Failure:
+def failure(error: BaseException, index: int, kind: str, value: Any, prefix: str = "") -> Failure:
     """Tell an exception in plain values, whatever its own methods do."""
     user = _user_traceback(error)
     pickled: Frames = dump_exception(error) if kind == USER else []
@@ -105,7 +103,7 @@ def _clean(text: str, limit: int) -> str:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except BaseException as inner:  # noqa: BLE001
+    except BaseException as inner:
         return f"<message not available: its __str__ raised {type(inner).__name__}>"
 
 
@@ -125,7 +123,7 @@ def _add_signature(error: TypeError, function: Any) -> None:
     try:
         name = getattr(function, "__name__", "the function")
         text = f"{error.args[0]} (the signature is {name}{inspect.signature(function)})"
-    except Exception:  # noqa: BLE001 - builtins without a signature, odd args
+    except Exception:
         return
     error.args = (text, *error.args[1:])
 
@@ -133,7 +131,7 @@ def _add_signature(error: TypeError, function: Any) -> None:
 def _format(error: BaseException, user: Any) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, user))
-    except BaseException:  # noqa: BLE001 - a failing __repr__ in a note, say
+    except BaseException:
         frames = "".join(traceback.format_tb(user))
         return f"Traceback (most recent call last):\n{frames}{type(error).__name__}\n"
 
@@ -141,7 +139,7 @@ def _format(error: BaseException, user: Any) -> str:
 def _stack(user: Any) -> list[list[Any]]:
     try:
         frames = list(traceback.extract_tb(user))
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         return []
     if len(frames) > STACK:
         frames = frames[: STACK // 2] + frames[-STACK // 2 :]

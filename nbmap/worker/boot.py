@@ -16,6 +16,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from typing import Any
 
 _UNPICKLE = "(exec(source, scope := {'__name__': 'nbmap_boot'}) or scope)['Shipped']"
 
@@ -23,24 +24,24 @@ _UNPICKLE = "(exec(source, scope := {'__name__': 'nbmap_boot'}) or scope)['Shipp
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
     """Finds and loads modules from texts."""
 
-    def __init__(self, texts):
+    def __init__(self, texts: dict[str, str]) -> None:
         self.texts = texts
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, _path: Any = None, _target: Any = None) -> Any:
         """Return the spec of a module that was shipped."""
         if fullname not in self.texts:
             return None
         return importlib.util.spec_from_loader(fullname, self, origin=self.get_filename(fullname))
 
-    def is_package(self, fullname):
+    def is_package(self, fullname: str) -> bool:
         """Tell whether other modules lie below this one."""
         return any(name.startswith(fullname + ".") for name in self.texts)
 
-    def get_filename(self, fullname):
+    def get_filename(self, fullname: str) -> str:
         """Return the name that tracebacks show."""
         return f"<{fullname}>"
 
-    def get_source(self, fullname):
+    def get_source(self, fullname: str) -> str:
         """Return a module's text."""
         return self.texts[fullname]
 
@@ -55,14 +56,14 @@ class Shipped:
         name: the function's name.
     """
 
-    def __init__(self, source, texts, module, name):
+    def __init__(self, source: str, texts: dict[str, str], module: str, name: str) -> None:
         self.parts = (source, texts, module, name)
         self.__name__ = name  # Dask asks for it
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return _rebuild_args(*self.parts)
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         """Import the modules if that was not done yet, and call the function."""
         _source, texts, module, name = self.parts
         if module not in sys.modules and not any(
@@ -72,7 +73,7 @@ class Shipped:
         return getattr(importlib.import_module(module), name)(*args)
 
 
-def _rebuild_args(source, texts, module, name):
+def _rebuild_args(source: str, texts: dict[str, str], module: str, name: str) -> Any:
     """Return what pickle calls to rebuild a `Shipped`: eval, which every process has."""
     expression = f"{_UNPICKLE}(source, texts, module, name)"
     scope = {"source": source, "texts": texts, "module": module, "name": name}

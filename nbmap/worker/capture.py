@@ -51,7 +51,7 @@ class _Proxy:
 
 def enter(sink: Sink) -> None:
     """Send what the current thread writes to `sink`, until `leave`."""
-    global _users  # noqa: PLW0603
+    global _users
     with _lock:
         _users += 1
         for name in ("stdout", "stderr"):
@@ -62,7 +62,7 @@ def enter(sink: Sink) -> None:
 
 def leave() -> None:
     """Undo `enter`; the last to leave puts the real streams back."""
-    global _users  # noqa: PLW0603
+    global _users
     _thread.sink = None
     with _lock:
         _users -= 1
@@ -94,6 +94,7 @@ class Text:
         self.dropped = 0
 
     def add(self, stream: str, text: str) -> None:
+        """Take what was written to a stream."""
         text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates can't travel
         if self.room > 0:
             first, text = text[: self.room], text[self.room :]

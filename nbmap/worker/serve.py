@@ -271,7 +271,7 @@ class Lease:
         try:
             if not self._opened.wait(OPEN):
                 return ALONE
-            assert self._link is not None  # noqa: S101
+            assert self._link is not None
             capture.enter(self._printed)
             try:
                 while not self._ending:
@@ -298,7 +298,7 @@ class Lease:
         self._began = started = _clock()
         try:
             function, kwargs = self.process.function(work.digest)
-        except BaseException as error:  # noqa: BLE001 - a function may do anything when loaded
+        except BaseException as error:
             self._refuse(work, todo, error)
         else:
             call = attempt.caller(function, kwargs, work.style)
@@ -329,6 +329,7 @@ class Lease:
             if work.careful:
                 self._mark(work, index, wait=True)
             value = values[at]
+            outcome: Any
             try:
                 with self._gate:
                     unwanted = self._unwanted and (work.chunk, index) in self._unwanted
@@ -523,5 +524,4 @@ def _outcomes(chunk: int, start: int, outcomes: list[Any]) -> Out:
         packed.frames.extend(failure.pickled)
     told = [failure.plain() for failure in failures]
     n = len(outcomes)
-    return Out(chunk, start, n, 0, True, packed.counts, told, packed.frames)  # noqa: FBT003
-
+    return Out(chunk, start, n, 0, True, packed.counts, told, packed.frames)

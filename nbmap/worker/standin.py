@@ -21,7 +21,7 @@ class Handle:
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, here."""
-        assert self.function is not None  # noqa: S101
+        assert self.function is not None
         return self.function(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
