@@ -277,7 +277,7 @@ class Run:
         if index < 0 or (total is not None and index >= total):
             msg = f"input {index} does not exist: the run has {total} inputs"
             raise IndexError(msg)
-        return index
+        return int(index)
 
     def _must_keep(self, what: str) -> None:
         if not self._driver.keep:

@@ -224,6 +224,8 @@ class DaskTransport(Transport):
         )
         self.leases.clear()
         self._futures.clear()
+        # Otherwise it goes on trying to reach a scheduler that is gone, and logs about it.
+        self.engine.loop.run_in_executor(None, self.client.close)
 
     # -- looking after
 

@@ -99,6 +99,8 @@ class LocalOwn:
                     security=Security.temporary(),
                     host="127.0.0.1",
                     dashboard_address=None,
+                    # Its HTTP server serves nothing, but listens: on any free port, not on 8787.
+                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                     worker_class=WatchedNanny,
                     silence_logs=logging.CRITICAL,
                 )

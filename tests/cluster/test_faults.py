@@ -1,0 +1,190 @@
+"""What happens to a run when its workers do not stay."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from helpers.processes import wait_until
+
+import nbmap
+
+
+def test_f5_an_input_that_kills_its_worker_is_lost_alone(own, tmp_path):
+    """Of 21 inputs the one that kills its process is lost, with the signal; 20 have outputs."""
+    deaths = tmp_path / "deaths"
+    deaths.touch()
+
+    @nbmap.remote
+    def work(x):
+        if x == 7:
+            with deaths.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x, os.getpid()
+
+    run = work.map(range(21), return_exceptions=True)
+    out = list(run)
+
+    assert [x for x, _ in out[:7] + out[8:]] == [*range(7), *range(8, 21)]
+    assert isinstance(out[7], nbmap.WorkerLost)
+    assert "signal 9" in str(out[7])
+    assert "SIGKILL" in str(out[7])
+    assert "memory limit" in str(out[7])
+    assert [(f.index, f.kind, f.attempts) for f in run.failures] in (
+        [(7, "lost", 2)],
+        [(7, "lost", 3)],
+    )
+    assert 2 <= len(deaths.read_text().split()) <= 3
+
+
+def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path):
+    """Three inputs inside their function in the same process of four threads all succeed."""
+    cluster = existing(workers=1, threads=4)
+    pids = tmp_path / "pids"
+    pids.touch()
+
+    def work(x):
+        import os
+        import pathlib
+        import signal
+        import time
+
+        folder = pathlib.Path(tmp)
+        if x < 3:  # inside its function until the killer has come
+            (folder / f"in-{x}").touch()
+            while not (folder / "killed").exists():
+                time.sleep(0.01)
+        if x == 3:
+            while len(list(folder.glob("in-*"))) < 3:
+                time.sleep(0.01)
+            with (folder / "pids").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            (folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    tmp = str(tmp_path)
+    out = list(nbmap.remote(work, cluster=cluster).map(range(24), return_exceptions=True))
+
+    assert isinstance(out[3], nbmap.WorkerLost)
+    assert out[:3] + out[4:] == [*range(3), *range(4, 24)]
+    assert len(pids.read_text().split()) <= 3
+
+
+def test_a_worker_killed_from_outside_costs_no_input(own, tmp_path):
+    """SIGKILL of a random worker: every input has its output, some after a second attempt."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    @nbmap.remote(worker_losses=20)
+    def work(x):
+        (pids / str(os.getpid())).touch()
+        time.sleep(0.005)
+        return x
+
+    run = work.map(range(300))
+    wait_until(lambda: run.counts["done"] > 20)
+    os.kill(int(next(iter(pids.iterdir())).name), signal.SIGKILL)
+
+    assert list(run) == list(range(300))
+    assert run.failures == []
+
+
+def test_a_retired_worker_blames_nobody(existing):
+    """An input whose worker retires runs elsewhere, and counts as no loss."""
+    cluster = existing(workers=2)
+
+    @nbmap.remote(cluster=cluster, worker_losses=1)
+    def work(x):
+        time.sleep(0.02)
+        return x
+
+    from distributed import Client
+
+    with Client(cluster, set_as_default=False) as client:
+        run = work.map(range(100))
+        wait_until(lambda: run.counts["done"] > 5)
+        client.retire_workers([next(iter(client.scheduler_info()["workers"]))])
+        assert list(run) == list(range(100))
+    assert run.failures == []
+
+
+def test_a_cluster_that_goes_away_ends_the_run_with_what_was_done(existing):
+    """Closing the cluster under a run raises ClusterLost; finished outputs stay readable."""
+    cluster = existing(workers=1)
+
+    @nbmap.remote(cluster=cluster)
+    def work(x):
+        time.sleep(0.05)
+        return x
+
+    run = work.map(range(1000))
+    assert run[0] == 0
+    cluster.close()
+
+    with pytest.raises(nbmap.ClusterLost):
+        list(run)
+    assert run.status == "broken"
+    assert run[0] == 0
+
+
+def test_cancel_stops_the_function_itself(own, tmp_path):
+    """A running Python loop stands still after cancel, and its slot serves the next map."""
+    counter = tmp_path / "counter"
+
+    @nbmap.remote
+    def spin(_):
+        n = 0
+        while True:
+            n += 1
+            counter.write_text(str(n))
+
+    run = spin.map([0])
+    wait_until(counter.exists)
+    run.cancel()
+    assert run.wait(60)
+    assert run.status == "cancelled"
+    before = counter.read_text()
+    assert nbmap.remote(abs)(-1) == 1
+    assert counter.read_text() == before
+
+
+def test_a_run_survives_its_handle_and_the_run_object(own, tmp_path):
+    """A dropped Run is not ended by garbage collection: all its inputs run."""
+
+    def begin():
+        nbmap.remote(lambda x: (tmp_path / str(x)).touch()).map(range(20))
+
+    begin()
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 20)
+
+
+def test_stopping_the_cluster_ends_its_runs():
+    """nbmap.stop() ends a run on our own cluster with ClusterLost, and the next map starts anew."""
+    nbmap.stop()
+    nbmap.start(workers=1)
+    run = nbmap.remote(time.sleep).map([0, 60])
+    run[0]
+    nbmap.stop()
+    with pytest.raises(nbmap.ClusterLost):
+        run.results()
+    assert nbmap.remote(abs).map([-2]).results() == [2]
+    nbmap.stop()
+
+
+def test_threads_can_share_a_handle(own):
+    """Maps of one handle from several threads at once all get their own outputs."""
+    handle = nbmap.remote(lambda x: x + 1)
+    out = {}
+
+    def work(n):
+        out[n] = list(handle.map(range(n, n + 100)))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert out == {n: list(range(n + 1, n + 101)) for n in range(5)}

@@ -1,0 +1,221 @@
+"""What is wrong is refused before anything runs, with a sentence that says what to do."""
+
+import threading
+
+import pytest
+from distributed import Client, LocalCluster
+from helpers.files import record, recorded
+
+import nbmap
+
+
+def work(x):
+    return x
+
+
+@pytest.fixture(scope="module")
+def dask_client():
+    """A real Dask client that is not the current one."""
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("thing", [5, None, 1.5, work])
+def test_s10_what_is_not_iterable_is_refused(transport, thing):
+    """`handle.map(5)` is a TypeError at the call that names the function and the value."""
+    for use in (
+        lambda: nbmap.remote(work).map(thing),
+        lambda: nbmap.remote(work).map([1], thing),
+        lambda: nbmap.remote(work).starmap(thing),
+    ):
+        with pytest.raises(TypeError, match=r"work\.(star)?map was given .+ not iterable"):
+            use()
+    assert nbmap.status().runs == 0
+
+
+def test_s10_no_iterators_are_refused(transport):
+    """`.map()` and `.starmap()` of nothing name the function."""
+    with pytest.raises(TypeError, match=r"work\.map needs at least one"):
+        nbmap.remote(work).map()
+    with pytest.raises(TypeError, match=r"starmap"):
+        nbmap.remote(work).starmap()
+
+
+def test_s10_a_handle_as_input_is_refused(transport):
+    """A handle, or its method, where inputs are expected is a TypeError."""
+    handle = nbmap.remote(work)
+    for thing in (handle, handle.map):
+        with pytest.raises(TypeError, match=r"work\.map"):
+            handle.map(thing)
+
+
+def test_s10_an_async_iterable_is_refused_for_now(transport):
+    """An async iterable says that this version can't read it."""
+
+    async def inputs():
+        yield 1
+
+    with pytest.raises(TypeError, match=r"work\.map was given an async iterable"):
+        nbmap.remote(work).map(inputs())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"concurency": 2}, ["concurency", "concurrency"]),
+        ({"retry": 2}, ["retry", "retries"]),
+        ({"image": "x"}, ["image"]),
+        ({"concurrency": "five"}, ["concurrency", "'five'"]),
+        ({"concurrency": 0}, ["concurrency", "0"]),
+        ({"concurrency": True}, ["concurrency", "True"]),
+        ({"concurrency": 2, "max_containers": 3}, ["concurrency", "max_containers"]),
+        ({"timeout": "soon"}, ["timeout", "'soon'"]),
+        ({"gpu": "A100:none"}, ["gpu", "A100:none"]),
+        ({"retries": -1}, ["retries", "-1"]),
+        ({"worker_losses": 0}, ["worker_losses", "0"]),
+    ],
+    ids=str,
+)
+def test_s17_wrong_options_are_refused_when_the_handle_is_made(options, words):
+    """The error is an OptionError that names the option and the value, or the nearest match."""
+    for make in (lambda: nbmap.remote(**options), lambda: nbmap.remote(work, **options)):
+        with pytest.raises(nbmap.OptionError) as caught:
+            make()
+        assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gpu": "A100"}, {"gpu": True}, {"timeout": 5}, {"retries": 1}, {"wait_for_gpu": 5}],
+    ids=str,
+)
+def test_s17_options_of_later_versions_are_refused_when_used(transport, folder, options):
+    """They are accepted by the decorator, and refused by calls and maps; nothing runs."""
+    handle = nbmap.remote(lambda x: record(folder, x), **options)
+    name = next(iter(options))
+    for use in (lambda: handle(1), lambda: handle.map([1]), lambda: handle.starmap([(1,)])):
+        with pytest.raises(nbmap.OptionError, match=f"{name}=.+does not have {name}= yet"):
+            use()
+    assert recorded(folder) == []
+    assert nbmap.status().runs == 0
+
+
+def test_s17_generators_and_coroutines_are_refused_when_used(transport):
+    """Generator and async functions become handles, and say that they can't run remotely yet."""
+
+    def generator(x):
+        yield x
+
+    async def coroutine(x):
+        return x
+
+    async def stream(x):
+        yield x
+
+    for function in (generator, coroutine, stream):
+        handle = nbmap.remote(function)
+        with pytest.raises(nbmap.OptionError, match=f"{function.__name__} is an? .+function"):
+            handle.map([1])
+        with pytest.raises(nbmap.OptionError, match=function.__name__):
+            handle(1)
+
+
+@pytest.mark.parametrize("method", ["map", "starmap"])
+def test_s17_an_unknown_keyword_of_map_is_refused(transport, method):
+    """It is named, with where constant arguments go."""
+    with pytest.raises(TypeError, match=r"'scale'.+kwargs="):
+        getattr(nbmap.remote(work), method)([(1,)], scale=2)
+
+
+@pytest.mark.parametrize("name", ["return_exception", "order_output", "max_failure"])
+def test_s17_a_mistyped_keyword_of_map_gets_the_nearest(transport, name):
+    """The refusal names the option that was probably meant."""
+    with pytest.raises(TypeError, match=f"{name}s"):
+        nbmap.remote(work).map([1], **{name: True})
+
+
+@pytest.mark.parametrize("value", [-1, "5", "many", 1.5, "101%", True])
+def test_s17_a_wrong_max_failures_is_refused(transport, value):
+    """It is an OptionError when map is called."""
+    with pytest.raises(nbmap.OptionError, match="max_failures"):
+        nbmap.remote(work).map([1], max_failures=value)
+
+
+@pytest.mark.parametrize("kwargs", [5, "text", [1], {1: 2}], ids=repr)
+def test_s10_wrong_kwargs_are_refused(transport, kwargs):
+    """`kwargs=` that is no mapping of names is refused at the call, not once per input."""
+    with pytest.raises((TypeError, nbmap.OptionError), match="kwargs"):
+        nbmap.remote(work).map([1], kwargs=kwargs)
+
+
+def closing_over(kind, folder, client):
+    thing = {"lock": threading.Lock, "file": lambda: None, "client": lambda: client}[kind]()
+    if kind == "file":
+        thing = (folder / "open.txt").open("w")
+
+    def use(x):
+        record(str(folder), x)
+        return thing
+
+    return use, thing
+
+
+@pytest.mark.parametrize("kind", ["lock", "file", "client"])
+def test_f4_what_cannot_be_sent_is_named_when_map_is_called(
+    transport, tmp_path, dask_client, kind
+):
+    """A function closing over a lock, an open file or a Dask client names the variable."""
+    function, thing = closing_over(kind, tmp_path, dask_client)
+    handle = nbmap.remote(function)
+    try:
+        for use in (lambda: handle.map([1, 2]), lambda: handle(1)):
+            with pytest.raises(nbmap.Unpicklable, match=r"use can't be sent .+'thing'"):
+                use()
+    finally:
+        if kind == "file":
+            thing.close()
+    assert recorded(tmp_path) == []
+    assert nbmap.status().runs == 0
+
+
+def test_f4_a_global_a_default_and_a_constant_are_named_too(transport):
+    """Whatever way it is brought along."""
+    lock = threading.Lock()
+
+    def default(x, held=lock):
+        return held
+
+    with pytest.raises(nbmap.Unpicklable, match="default"):
+        nbmap.remote(default).map([1])
+    with pytest.raises(nbmap.Unpicklable, match="LOCK"):
+        nbmap.remote(of_main("def use(x):\n    return LOCK", LOCK=lock)).map([1])
+    with pytest.raises(nbmap.Unpicklable, match="held"):
+        nbmap.remote(default).map([1], kwargs={"held": lock})
+
+
+def of_main(text, **names):
+    """Return the function `use` of a text, as if it were written in a cell."""
+    names["__name__"] = "__main__"
+    exec(text, names)
+    return names["use"]
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:9", "127.0.0.1:9", "nonsense", "/no/such/file.json"]
+)
+def test_s17_an_address_where_nobody_listens(address):
+    """A cluster that can't be reached is a ClusterError that names it, at once."""
+    with pytest.raises(nbmap.ClusterError, match=r"127\.0\.0\.1:9|nonsense|no/such"):
+        nbmap.connect(address)
+    with pytest.raises(nbmap.ClusterError):
+        nbmap.remote(work, cluster=address).map([1])
+
+
+@pytest.mark.parametrize("thing", [5, object(), ["tcp://a:1"]], ids=["int", "object", "list"])
+def test_s17_what_is_no_cluster_is_refused(thing):
+    """`connect` of something else says what it takes."""
+    with pytest.raises(nbmap.OptionError, match="scheduler"):
+        nbmap.connect(thing)
