@@ -32,7 +32,7 @@ lint: .venv/.test
 	$(VENV) -m ruff check .
 	$(VENV) -m mypy
 
-test-main: lint
+test-main: lint .venv-bare/.test
 	$(VENV) -m pytest $(ARGS)
 
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
@@ -48,7 +48,7 @@ bench: .venv/.test
 	$(VENV) tests/bench/run.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-next build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-next .venv-bare build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find nbmap tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments are made once, and brought up to date when pyproject.toml changes.
@@ -63,6 +63,12 @@ clean:
 	@echo 'Installing nbmap and what the tests need into .venv (a minute or two, once)'
 	@$(VENV) $(PIP_INSTALL) -e '.[test]'
 	@touch .venv/.demo $@
+
+# A worker's environment that has no nbmap, with the same Python.
+.venv-bare/.test: pyproject.toml | .venv/.test
+	@$(call make-venv,$(VENV),.venv-bare)
+	@.venv-bare/bin/python $(PIP_INSTALL) distributed cloudpickle
+	@touch $@
 
 .venv-next/.test: pyproject.toml | .venv/.test
 	@python="$$($(find-newer-python))"; \

