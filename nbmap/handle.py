@@ -70,8 +70,11 @@ def remote(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
 def _make(function: Any, given: Mapping[str, object]) -> RemoteFunction:
     if isinstance(function, RemoteFunction):
-        msg = f"{function.__name__} is a handle already; to change its options, decorate the \
-function itself: nbmap.remote({function.__name__}.local, ...)"
+        name = function.__name__
+        msg = (
+            f"{name} is a handle already; to change its options, decorate the function itself: "
+            f"nbmap.remote({name}.__wrapped__, ...)"
+        )
         raise TypeError(msg)
     if isinstance(function, type):
         msg = (

@@ -7,6 +7,7 @@ the thread that waits for the run does it.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Protocol
 
 from ..engine.model import Snapshot
 from .terminal import Display, open_display
+
+logger = logging.getLogger("nbmap")
 
 FIRST = 0.5  # seconds before a run is shown
 EVERY = 0.1
@@ -117,7 +120,11 @@ def _loop() -> None:
         _wake.wait(EVERY)
         _wake.clear()
         for key, watch in list(_watches.items()):
-            watch.look()
+            try:
+                watch.look()
+            except Exception:
+                logger.exception("a run can't be shown")
+                watch.closed.set()
             if watch.closed.is_set():
                 _watches.pop(key, None)
         with _lock:
