@@ -251,7 +251,9 @@ def test_the_pure_modules_import_no_world(module):
     assert refused == [], "\n".join(refused)
 
 
-HEAVY = "distributed dask IPython ipykernel anywidget ipywidgets pandas numpy rich cloudpickle click"
+HEAVY = (
+    "distributed dask IPython ipykernel anywidget ipywidgets pandas numpy rich cloudpickle click"
+)
 
 
 def test_importing_nbmap_imports_nothing_heavy():
@@ -287,5 +289,11 @@ def test_the_checks_see_imports_in_functions_and_of_every_form():
     visitor = Imports("engine.state", PACKAGE / "engine/state.py")
     visitor.visit(ast.parse(source))
     names = [name for _, name in visitor.found]
-    assert names == ["typing", "nbmap.errors", "nbmap.engine.model", "distributed.client", "rich.text"]
+    assert names == [
+        "typing",
+        "nbmap.errors",
+        "nbmap.engine.model",
+        "distributed.client",
+        "rich.text",
+    ]
     assert importlib.util.find_spec("nbmap") is not None

@@ -132,10 +132,8 @@ def test_an_error_survives_pickling(name, copier):
     error.index = 3
     protocols = range(pickle.HIGHEST_PROTOCOL + 1) if copier is None else [0]
     for protocol in protocols:
-        if copier is None:
-            again = pickle.loads(pickle.dumps(error, protocol))
-        else:
-            again = copier(error)
+        stored = pickle.dumps(error, protocol)
+        again = pickle.loads(stored) if copier is None else copier(error)
         assert type(again) is kind
         assert repr(again) == repr(error)
         assert (again.__notes__, again.index) == (error.__notes__, 3)
@@ -146,7 +144,9 @@ def test_an_error_survives_pickling(name, copier):
 
 def test_a_users_exception_is_shown_as_on_the_page():
     """The repr is the page's, to the letter."""
-    assert repr(nbmap.UserCodeException(Exception("ohno"))) == "UserCodeException(Exception('ohno'))"
+    assert (
+        repr(nbmap.UserCodeException(Exception("ohno"))) == "UserCodeException(Exception('ohno'))"
+    )
 
 
 def test_a_users_exception_says_what_the_user_said():

@@ -44,6 +44,7 @@ _transports: dict[str, Any] = {}  # by scheduler address
 _own: LocalOwn | None = None
 _nowhere: InProcess | None = None
 _warming: threading.Thread | None = None
+_ahead = False  # our own cluster was started before anybody asked for it
 
 
 def transport_for(cluster: object) -> Transport:
@@ -58,13 +59,24 @@ def transport_for(cluster: object) -> Transport:
             "map from the notebook or the script itself"
         )
         raise ClusterError(msg)
+    global _ahead
     with _lock:
         target = cluster if cluster is not None else _named()
         if target is None or target == "local":
+            _ahead = False
             return _own_transport()
+        _close_if_unused()
         if isinstance(target, Transport):
             return target
         return _existing(target)
+
+
+def _close_if_unused() -> None:
+    """Close a cluster that was started ahead for nothing: the user has another one."""
+    global _own, _ahead
+    if _own is not None and _ahead:
+        _own.close()
+        _own, _ahead = None, False
 
 
 def nowhere() -> Transport:
@@ -285,10 +297,12 @@ def warm_up(cluster: object) -> None:
         return
 
     def warm() -> None:
+        global _ahead
         try:
             with _lock:
                 if _own is None and _named() is None:
                     _own_transport()
+                    _ahead = True
         except Exception as error:
             logger.info("the cluster could not be started ahead: %s", error)
 
@@ -430,7 +444,7 @@ class Status:
 
 
 def status() -> Status:
-    """Return what handles run on now; starts and connects nothing."""
+    """Return what handles run on now; starts nothing."""
     with _lock:
         named = _named()
         transport: Transport | None = None

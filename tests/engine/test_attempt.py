@@ -213,11 +213,11 @@ def test_the_traceback_has_frames_of_the_user_only():
     def outer(x):
         return inner(x)
 
-    outcome = tried(outer, 0, k=1) if False else tried(outer, 0)
+    outcome = tried(outer, 0)
     assert [frame[2] for frame in outcome.stack] == ["outer", "inner"]
     assert all(frame[0] == __file__ for frame in outcome.stack)
     assert outcome.stack[-1][3] == "return 1 / x"
-    assert "attempt.py" not in outcome.traceback
+    assert "worker/attempt.py" not in outcome.traceback
     assert outcome.traceback.rstrip().endswith("ZeroDivisionError: division by zero")
 
 
@@ -231,7 +231,7 @@ def test_the_traceback_hides_how_arguments_were_spread(style):
     value = {EACH: 1, SPREAD: (1,), CALL: ((1,), {})}[style]
     outcome = tried(fails, value, style, **({"k": 1} if style != CALL else {}))
     assert [frame[2] for frame in outcome.stack] == ["fails"]
-    assert "attempt.py" not in outcome.traceback
+    assert "worker/attempt.py" not in outcome.traceback
 
 
 def test_a_chained_exception_shows_its_cause():
@@ -246,7 +246,7 @@ def test_a_chained_exception_shows_its_cause():
     traceback = tried(fails, 0).traceback
     assert "ZeroDivisionError" in traceback
     assert "direct cause" in traceback
-    assert "attempt.py" not in traceback
+    assert "worker/attempt.py" not in traceback
 
 
 def test_a_deep_stack_keeps_its_ends():
@@ -287,7 +287,7 @@ def test_a_short_text_is_kept_as_it_was_written():
     assert text.take(last=True) == []
 
 
-@pytest.mark.parametrize("piece", [1, 7, 1000, 300_000])
+@pytest.mark.parametrize("piece", [7, 1000, 300_000])
 def test_a_long_text_keeps_its_head_and_its_tail(piece):
     """The middle is left out and counted, however it was written."""
     text = capture.Text()
@@ -361,7 +361,6 @@ class Near:
         self.closed = threading.Event()
 
     def send(self, message, *, wait=False):
-        # A copy by header, as a wire makes it.
         self.inbox.put(message)
 
     def close(self):
@@ -422,10 +421,15 @@ class Served:
         self.lease.open(self.near)
         self.reasons = []
         self.thread = threading.Thread(target=lambda: self.reasons.append(self.lease.run()))
-        self.thread.start()
         self.chunks = 0
 
+    def start(self):
+        """Start where the test runs: pytest puts its own stdout in place before."""
+        if self.thread.ident is None:
+            self.thread.start()
+
     def load(self, function, **kwargs):
+        self.start()
         blob = freeze(function, kwargs)
         self.lease.receive(Load(blob.digest, blob.sources, blob.frames))
         return blob.digest
@@ -452,32 +456,15 @@ class Served:
         return self.chunks
 
     def close(self):
+        self.start()
         self.lease.receive(Quit())
-        for event in GATES.values():
-            event.set()
         self.thread.join(WAIT)
         assert not self.thread.is_alive()
-
-
-# Events that functions wait for; they are found by name, since functions travel by value.
-GATES = {}
-
-
-def wait_for(name):
-    """Wait in Python code, so that a stop can arrive."""
-    gate = sys.modules[__name__].GATES[name] if False else _gate(name)
-    while not gate.wait(0.001):
-        pass
-
-
-def _gate(name):
-    return GATES.setdefault(name, threading.Event())
 
 
 @pytest.fixture
 def served():
     """A lease that is there, and is given back."""
-    GATES.clear()
     served = Served()
     yield served
     served.close()
@@ -485,6 +472,7 @@ def served():
 
 def test_a_lease_says_who_it_is_and_why_it_ends(served):
     """Hello comes first, Bye last."""
+    served.start()
     served.near.until(Hello)
     served.lease.receive(Quit())
     assert served.near.until(Bye).reason == "asked"
@@ -497,18 +485,18 @@ def test_the_outcomes_of_a_chunk_come_in_order(served):
     """Outputs of all kinds and failures take their places."""
 
     def mixed(x):
-        return [None, 1, [x], "s", 1 // (x - 4)][x]
+        return [None, 1, [x], "s"][x] if x < 4 else 1 / 0
 
     chunk = served.work(mixed, [0, 1, 2, 3, 4], start=10)
     done = served.near.until(Done)
     assert (done.chunk, done.ran) == (chunk, 5)
     assert served.near.outcomes(chunk) == {
-        10: ("user", "ZeroDivisionError"),
-        11: ("user", "ZeroDivisionError"),
-        12: ("user", "ZeroDivisionError"),
-        13: ("user", "ZeroDivisionError"),
+        10: None,
+        11: 1,
+        12: [2],
+        13: "s",
         14: ("user", "ZeroDivisionError"),
-    } or served.near.outcomes(chunk)[11] == 1
+    }
 
 
 def test_a_bad_input_in_the_middle_costs_only_itself(served):
@@ -543,7 +531,7 @@ def test_a_function_that_can_not_be_loaded_fails_its_inputs(served):
     bad = Bad()
     chunk = served.work(lambda _x: bad, [1, 2])
     served.near.until(Done)
-    assert served.near.outcomes(chunk) == {i: (UNPICKLABLE, "SystemExit") for i in range(2)}
+    assert served.near.outcomes(chunk) == dict.fromkeys(range(2), (UNPICKLABLE, "SystemExit"))
 
 
 def exit_now():
@@ -611,7 +599,7 @@ def test_a_warning_is_shown_again_for_the_next_input(served):
             served.near.until(Done)
         finally:
             warnings.showwarning = show
-    assert [served.near.printed(i).count("careful") for i in range(3)] == [1, 1, 1]
+    assert [served.near.printed(i).count("UserWarning: careful") for i in range(3)] == [1, 1, 1]
 
 
 def _show(message, category, filename, lineno, file=None, line=None):
@@ -829,6 +817,7 @@ def test_outcomes_do_not_wait_for_a_slow_input(served):
 
 def test_an_idle_lease_gives_way_to_other_peoples_tasks(served):
     """It ends as soon as somebody else waits for its slot."""
+    served.start()
     served.near.until(Hello)
     served.host.others = 1
     assert served.near.until(Bye).reason == "foreign"
@@ -836,6 +825,7 @@ def test_an_idle_lease_gives_way_to_other_peoples_tasks(served):
 
 def test_a_lease_of_a_worker_that_retires_says_so(served):
     """Nobody is blamed for its end."""
+    served.start()
     served.near.until(Hello)
     served.host.state = "leaving"
     assert served.near.until(Bye).reason == "leaving"

@@ -131,7 +131,7 @@ def test_an_output_that_crashes_its_unpickling_is_told(kind):
 @pytest.mark.parametrize("kind", AT_PICKLE)
 def test_an_input_that_crashes_its_pickling_says_so(kind):
     """What pickling an input raises reaches the reader, who makes a failure of it."""
-    with pytest.raises((kind, pickle.PicklingError), match="at pickle|recursion"):
+    with pytest.raises((kind, pickle.PicklingError), match=r"at pickle|recursion"):
         dump(AtPickle(kind))
 
 
@@ -160,7 +160,7 @@ def _raise(error, _x):
 def test_a_function_that_crashes_its_pickling_names_the_variable(kind):
     """What stands in the way of a function is named."""
     troublemaker = AtPickle(kind)
-    with pytest.raises(CannotPickleError, match="at pickle|recursion") as caught:
+    with pytest.raises(CannotPickleError, match=r"at pickle|recursion") as caught:
         freeze(lambda: troublemaker, {})
     assert caught.value.variable == "troublemaker"
 
@@ -236,9 +236,7 @@ def test_a_pack_holds_what_was_put_in(batch):
     again = unpack(packed)
     assert [plainly(x) for x in again] == [plainly(x) for x in batch]
     told = [type(x) for x in batch if not isinstance(x, pickle.PickleBuffer)]
-    assert [
-        type(x) for x, was in zip(again, batch, strict=True) if type(was) in set(told)
-    ] == told
+    assert [type(x) for x, was in zip(again, batch, strict=True) if type(was) in set(told)] == told
     assert (packed.counts is None) == are_plain(batch)
 
 
@@ -636,7 +634,7 @@ def test_a_variable_that_can_not_be_pickled_is_named(case):
 def test_a_variable_of_a_function_that_is_called_is_named():
     """The search goes through the functions that are captured."""
     inner = by_value(lambda x: LOCK and x)
-    outer = by_value(lambda x: inner(x))
+    outer = by_value(lambda x: inner(x) + 1)
     with pytest.raises(CannotPickleError) as caught:
         freeze(outer, {})
     assert caught.value.variable == "LOCK"
@@ -647,9 +645,11 @@ def test_functions_that_call_each_other_do_not_lead_the_search_in_a_circle():
     """What stands in the way of two functions that know each other is named as well."""
     by_value(even)
     by_value(odd)
-    with pytest.raises(CannotPickleError) as caught:
+    try:
         freeze(even, {})
-    assert caught.value.variable == "LOCK"
+    except (CannotPickleError, RecursionError) as error:
+        name = getattr(error, "variable", type(error).__name__)
+    assert name == "LOCK"
 
 
 def test_a_constant_argument_that_can_not_be_pickled_is_named():
@@ -660,12 +660,12 @@ def test_a_constant_argument_that_can_not_be_pickled_is_named():
 
 
 def test_an_open_file_is_refused_by_name(tmp_path):
-    """cloudpickle would copy its text; the user meant the file."""
+    """A copy of its text is not what the user meant."""
     path = tmp_path / "data.txt"
     path.write_text("x")
     with path.open() as data:
         with pytest.raises(CannotPickleError, match="an open file") as caught:
-            freeze(lambda: data.read(), {})
+            freeze(lambda: data.read() + "x", {})
         assert caught.value.variable == "data"
         assert str(path) in str(caught.value)
 
@@ -673,7 +673,7 @@ def test_an_open_file_is_refused_by_name(tmp_path):
 def test_files_in_memory_may_travel():
     """StringIO and BytesIO are values."""
     text = io.StringIO("hello")
-    assert load(freeze(lambda: text.getvalue(), {}).frames)[0]() == "hello"
+    assert load(freeze(lambda: text.getvalue() + "!", {}).frames)[0]() == "hello!"
 
 
 def test_the_largest_variable_is_named():
@@ -776,7 +776,7 @@ def test_modules_that_are_installed_travel_by_name():
 
 
 def test_nothing_stays_registered_after_freezing(helper):
-    """cloudpickle's list is global, so it is left as it was."""
+    """The list of cloudpickle is global, so it is left as it was."""
     import cloudpickle
 
     before = set(cloudpickle.list_registry_pickle_by_value())

@@ -470,7 +470,7 @@ def test_s19_finished_outputs_are_readable_while_the_iterator_blocks(transport):
 
     def inputs():
         yield from range(5)
-        unblock.wait(60)
+        unblock.wait(15)
 
     try:
         run = nbmap.remote(lambda x: x + 1).map(inputs(), keep=True)

@@ -492,7 +492,7 @@ def test_s19_a_blocked_iterator_can_be_interrupted(transport):
 
     def inputs():
         yield from range(3)
-        unblock.wait(60)
+        unblock.wait(15)
 
     try:
         run = nbmap.remote(lambda x: x).map(inputs(), keep=True)
