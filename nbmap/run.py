@@ -67,6 +67,12 @@ class Run:
     # -- taking outputs
 
     def __iter__(self) -> Iterator[Any]:
+        self._begin_to_iterate()
+        if self._ordered:
+            return self._in_input_order(as_values=self._return_exceptions)
+        return (output for _, output in self._arriving())
+
+    def _begin_to_iterate(self) -> None:
         if not self._driver.keep:
             if self._iterated:
                 msg = (
@@ -75,11 +81,8 @@ class Run:
                 )
                 raise RunError(msg)
             self._iterated = True
-        if self._ordered:
-            return self._in_input_order()
-        return (output for _, output in self._arriving())
 
-    def _in_input_order(self) -> Iterator[Any]:
+    def _in_input_order(self, *, as_values: bool) -> Iterator[Any]:
         driver, position = self._driver, 0
         with self._waiting(closing=not driver.keep):
             while True:
@@ -90,10 +93,10 @@ class Run:
                     yield from values
                 else:
                     for index, value in enumerate(values, position):
-                        yield from self._output(index, value)
+                        yield from self._output(index, value, as_values=as_values)
                 driver.handed(position, len(values))
                 position += len(values)
-            self._raise_how_it_ended()
+            self._raise_how_it_ended(as_values=as_values)
 
     def as_completed(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (index, output) in order of completion.
@@ -102,32 +105,31 @@ class Run:
             Exception: what an input raised, when it comes to its turn, unless the run was made
                 with `return_exceptions=True`.
         """
-        if not self._driver.keep:
-            iter(self).close() if self._iterated else None  # type: ignore[attr-defined]
-            self._iterated = True
+        self._begin_to_iterate()
         return self._arriving()
 
     def _arriving(self) -> Iterator[tuple[int, Any]]:
         driver, position = self._driver, 0
+        as_values = self._return_exceptions
         with self._waiting(closing=not driver.keep):
             while True:
                 position, pairs = driver.take_arrivals(position)
                 if not pairs:
                     break
                 for index, value in pairs:
-                    for output in self._output(index, value):
+                    for output in self._output(index, value, as_values=as_values):
                         yield index, output
                 driver.handed(pairs[0][0], len(pairs))
-            self._raise_how_it_ended()
+            self._raise_how_it_ended(as_values=as_values)
 
-    def _output(self, index: int, value: Any) -> Iterator[Any]:
+    def _output(self, index: int, value: Any, *, as_values: bool) -> Iterator[Any]:
         """Yield what stands for an outcome among the outputs; raise where it is an exception."""
         if type(value) is not Failure:
             yield value
         elif value.kind == CANCELLED and index not in self._driver.singled:
-            if self._return_exceptions and self._driver.status != "stopped":
+            if as_values and self._driver.status != "stopped":
                 yield self._as_value(value, index)
-        elif self._return_exceptions:
+        elif as_values:
             yield self._as_value(value, index)
         else:
             raise self._as_raised(value, index)
@@ -145,7 +147,7 @@ class Run:
         with self._waiting():
             value = self._driver.get(index)
         if value is EMPTY:
-            self._raise_how_it_ended()
+            self._raise_how_it_ended(as_values=False)
             msg = f"input {index} does not exist: the run has {self._driver.total} inputs"
             raise IndexError(msg)
         if type(value) is Failure:
@@ -169,12 +171,7 @@ class Run:
             raise ValueError(msg)
         self._must_keep("run.results()")
         if errors == "raise":
-            asked, self_return = self._return_exceptions, False
-            self._return_exceptions = self_return
-            try:
-                return list(self._in_input_order())
-            finally:
-                self._return_exceptions = asked
+            return list(self._in_input_order(as_values=False))
         self.wait()
         out = []
         for index in range(self._driver.known()):
@@ -296,7 +293,7 @@ class Run:
             if closing and not self._driver.over:
                 self._driver.cancel()
 
-    def _raise_how_it_ended(self) -> None:
+    def _raise_how_it_ended(self, *, as_values: bool) -> None:
         driver = self._driver
         watch.settle(driver)
         if driver.broken is not None:
@@ -308,7 +305,7 @@ class Run:
                 "allows. run.failures tells which, run.results(errors='drop') has what was done"
             )
             raise TooManyFailures(msg)
-        if driver.status == "cancelled" and not self._return_exceptions:
+        if driver.status == "cancelled" and not as_values:
             counts = driver.counts()
             msg = f"cancelled with {counts['done']} inputs done and {counts['cancelled']} not"
             raise RunCancelled(msg)

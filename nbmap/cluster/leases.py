@@ -153,6 +153,8 @@ class DaskTransport(Transport):
             link = await open_stream(worker, held.name, self._security, on_message, on_end)
         except OSError as error:  # it died meanwhile, or can't be reached from here
             logger.info("no stream to a lease on %s: %s", worker, error)
+            if not any(lease.state == "open" for lease in self.leases.values()):
+                self.trouble = f"the worker {worker} can't be reached from here"
             return
         self.opened(held, link)
         await link.read()

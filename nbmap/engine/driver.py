@@ -20,7 +20,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
 from queue import SimpleQueue
@@ -160,6 +160,7 @@ class Driver:
         self._base = 0  # index of the first slot
         self._arrivals: deque[tuple[int, int]] = deque()  # (start, n), in order of completion
         self._unread = 0  # accepted and not handed out yet
+        self._untold = (0, 0)  # handed out, and the state does not know: number, bytes
         self._waiters = 0
         self._workers: dict[int, str] = {}  # of failures
         # inputs that may have to be sent (again), on the engine's thread
@@ -648,7 +649,8 @@ class Driver:
         """Tell that outcomes were handed out; a run that keeps none drops them."""
         with self.changed:
             n = min(n, self._unread) if self.keep else n
-            nbytes = self._state.unread_bytes * n // self._unread if self._unread else 0
+            waiting = max(0, self._state.unread_bytes - self._untold[1])
+            nbytes = waiting * n // self._unread if self._unread else 0
             self._unread -= n
             if not self.keep:
                 if not self._ordered:
@@ -660,8 +662,14 @@ class Driver:
                     self._arrivals.clear()
                     del self._slots[: start + n - self._base]
                     self._base = start + n
-        if n:
-            self.transport.engine.call(self._note, state.Handed(n, nbytes))
+            if not n:
+                return
+            if self.keep:  # nothing depends on it before the store is half full
+                self._untold = (self._untold[0] + n, self._untold[1] + nbytes)
+                if 2 * self._state.unread_bytes < self._state.keep_bytes:
+                    return
+                (n, nbytes), self._untold = self._untold, (0, 0)
+        self.transport.engine.call(self._note, state.Handed(n, nbytes))
 
     def _drop_front(self) -> None:
         """Forget the slots that are behind every outcome that may still come, in large steps."""
@@ -719,6 +727,8 @@ class Driver:
                 f"paused: {megabytes} MB of outputs wait to be taken; iterate, "
                 "use keep=False, or raise run.keep_bytes"
             )
+        if self.transport.trouble:
+            return self.transport.trouble
         since = self.transport.waiting_since
         if since is not None and _clock() - since > 1:
             return f"waiting for workers for {_clock() - since:.0f} s"
@@ -731,13 +741,20 @@ class Driver:
 _CANCELLED = Failure(-1, CANCELLED, "InputCancelled", "cancelled")
 
 
+_EMPTIES: tuple[Iterable[Any], ...] = ([], (), range(0), range(1 << 70), {}, set(), "", b"")
+_BUILTIN = {type(iter(empty)) for empty in _EMPTIES}
+
+
 def _take(items: Iterator[Any], n: int) -> tuple[list[Any], BaseException | None, bool]:
     """Read up to `n` items; return them, what the iterator raised, and whether it has ended.
 
     An item does not wait long for the next one where the iterator is slow.
     """
-    if n > 1 and type(items).__module__ == "builtins" and type(items).__name__.endswith("iterator"):
-        taken = list(islice(items, n))  # of a list, a range and the like: no code of the user's
+    if type(items) in _BUILTIN:  # no code of the user's runs, so it is fast
+        try:
+            taken = list(islice(items, n))
+        except RuntimeError as error:  # a dict or set that changed meanwhile
+            return [], error, True
         return taken, None, len(taken) < n
     taken = []
     until = _clock() + READ_SECONDS

@@ -321,6 +321,8 @@ class RunState:
             self._check_failures(out)
             return
         self.column += bytes(event.n)
+        if self.total is not None and self.read > self.total:
+            self.total = None  # there are more than the length said
         share = event.nbytes / event.n
         self.weight = share if not self.weight else 0.5 * (self.weight + share)
         self._wait(start, self.read)

@@ -182,6 +182,7 @@ class Transport(ABC):
         self.reserved: dict[str, Job] = {}  # process -> the job whose suspects it is kept for
         self.solo: dict[str, int] = {}  # process -> the chunk that has it to itself
         self.turn = 0
+        self.trouble = ""  # a sentence about what keeps leases from being used
         self.waiting_since: float | None = None  # that inputs wait and there is no lease
         self._ticking = False
 
@@ -413,6 +414,7 @@ class Transport(ABC):
         held.process, held.worker = message.boot, message.worker
         held.known.update(message.known)
         held.state = "open"
+        self.trouble = ""
         held.idle_since = _clock()
         self.wake()
 
