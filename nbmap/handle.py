@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import os
@@ -228,7 +229,7 @@ class RemoteFunction:
         return self._run(
             EACH if len(iterators) == 1 else SPREAD,
             inputs,
-            kwargs or {},
+            {} if kwargs is None else kwargs,
             total=total,
             order_outputs=order_outputs,
             return_exceptions=return_exceptions,
@@ -273,7 +274,7 @@ class RemoteFunction:
         return self._run(
             SPREAD,
             self._iterator(iterable, "starmap"),
-            kwargs or {},
+            {} if kwargs is None else kwargs,
             total=_least_length([iterable]),
             order_outputs=order_outputs,
             return_exceptions=return_exceptions,
@@ -295,6 +296,12 @@ class RemoteFunction:
         max_failures: int | str | None,
         keep: bool | None,
     ) -> Run:
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            msg = (
+                f"kwargs={safe_repr(kwargs, 80)} has to be a dict of the function's constant "
+                "arguments, by name"
+            )
+            raise TypeError(msg)
         stop_at = check_max_failures(max_failures)
         keep = total is not None if keep is None else bool(keep)
         ordered = order_outputs is None or bool(order_outputs)
@@ -304,7 +311,6 @@ class RemoteFunction:
             dict(kwargs),
             total=total,
             keep=keep,
-            ordered=ordered,
             too_many=stop_at.exceeded if stop_at else None,
         )
         run = Run(
@@ -329,7 +335,6 @@ class RemoteFunction:
         total: int | None,
         keep: bool,
         too_many: Callable[[int, int], bool] | None,
-        ordered: bool = True,
     ) -> Driver:
         options = self._usable_options()
         blob = self._blob(kwargs)
@@ -347,7 +352,6 @@ class RemoteFunction:
             worker_losses=options.worker_losses,
             grace=options.grace,
             too_many=too_many,
-            ordered=ordered,
         )
         driver.owner = self  # the id of a handle that is gone could be another's
         return driver
@@ -420,6 +424,10 @@ class RemoteFunction:
 
     def _refuse_unknown(self, method: str, unknown: dict[str, Any]) -> None:
         for name in unknown:
+            near = difflib.get_close_matches(name, _CALL_OPTIONS, 1)
+            if near:
+                msg = f"{self.__name__}.{method} has no option {name!r}; did you mean {near[0]!r}?"
+                raise TypeError(msg)
             msg = (
                 f"{self.__name__}.{method} has no option {name!r}; constant arguments of the "
                 f"function go into kwargs={{{name!r}: ...}}"
@@ -428,6 +436,14 @@ class RemoteFunction:
 
 
 _warned: set[str] = set()
+_CALL_OPTIONS = (
+    "kwargs",
+    "order_outputs",
+    "return_exceptions",
+    "wrap_returned_exceptions",
+    "max_failures",
+    "keep",
+)
 
 
 def _outside() -> int:

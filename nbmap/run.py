@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType, TracebackType
@@ -69,8 +70,8 @@ class Run:
     def __iter__(self) -> Iterator[Any]:
         self._begin_to_iterate()
         if self._ordered:
-            return self._in_input_order(as_values=self._return_exceptions)
-        return (output for _, output in self._arriving())
+            return self._closing(self._in_input_order(as_values=self._return_exceptions))
+        return self._closing(output for _, output in self._arriving())
 
     def _begin_to_iterate(self) -> None:
         if not self._driver.keep:
@@ -84,7 +85,7 @@ class Run:
 
     def _in_input_order(self, *, as_values: bool) -> Iterator[Any]:
         driver, position = self._driver, 0
-        with self._waiting(closing=not driver.keep):
+        with self._waiting():
             while True:
                 position, values = driver.take(position)
                 if not values:
@@ -106,12 +107,21 @@ class Run:
                 with `return_exceptions=True`.
         """
         self._begin_to_iterate()
-        return self._arriving()
+        return self._closing(self._arriving())
+
+    def _closing(self, outputs: Iterator[Any]) -> Iterator[Any]:
+        """Have a run that keeps no outputs cancelled when its iterator is dropped or closed.
+
+        `finally` in the generator would not do: it does not run in one that was never started.
+        """
+        if not self._driver.keep:
+            weakref.finalize(outputs, _cancel_rest, self._driver).atexit = False
+        return outputs
 
     def _arriving(self) -> Iterator[tuple[int, Any]]:
         driver, position = self._driver, 0
         as_values = self._return_exceptions
-        with self._waiting(closing=not driver.keep):
+        with self._waiting():
             while True:
                 position, pairs = driver.take_arrivals(position)
                 if not pairs:
@@ -119,7 +129,7 @@ class Run:
                 for index, value in pairs:
                     for output in self._output(index, value, as_values=as_values):
                         yield index, output
-                driver.handed(pairs[0][0], len(pairs))
+                driver.handed(pairs[0][0], len(pairs), arrived=True)
             self._raise_how_it_ended(as_values=as_values)
 
     def _output(self, index: int, value: Any, *, as_values: bool) -> Iterator[Any]:
@@ -127,7 +137,7 @@ class Run:
         if type(value) is not Failure:
             yield value
         elif value.kind == CANCELLED and index not in self._driver.singled:
-            if as_values and self._driver.status != "stopped":
+            if as_values and self._driver.ending != "stopped":
                 yield self._as_value(value, index)
         elif as_values:
             yield self._as_value(value, index)
@@ -282,16 +292,17 @@ class Run:
             raise RunError(msg)
 
     @contextmanager
-    def _waiting(self, *, closing: bool = False) -> Iterator[None]:
-        """Cancel the run where the user interrupts, or leaves a loop over a run that keeps none."""
+    def _waiting(self) -> Iterator[None]:
+        """Cancel the run where the user interrupts, or closes the iterator of one that keeps none."""
         try:
             yield
         except KeyboardInterrupt:
             self._driver.cancel()
             raise
-        finally:
-            if closing and not self._driver.over:
-                self._driver.cancel()
+        except GeneratorExit:
+            if not self._driver.keep:
+                _cancel_rest(self._driver)
+            raise
 
     def _raise_how_it_ended(self, *, as_values: bool) -> None:
         driver = self._driver
@@ -340,6 +351,11 @@ class Run:
         if failure.kind == USER:
             error.__traceback__ = remote_traceback(failure.stack)
         return error
+
+
+def _cancel_rest(driver: Driver) -> None:
+    if not driver.over:
+        driver.cancel()
 
 
 # --- exceptions from plain values --------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Threads of a run::
 
-    reader   runs the user's iterators and pickles their items; a blocking one holds up nothing
+    reader   runs the user's iterators; a blocking one holds up nothing
+    pickler  pickles what was read (for lists and the like the reader does it)
     engine   the engine's loop (shared): owns the state, talks to the transport; no user code
     opener   unpickles outputs that are not scalars, started when the first one comes
     callers  the user's threads: wait on `changed`, take outcomes, cancel
@@ -23,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
+from queue import Empty as NothingThere
 from queue import SimpleQueue
 from typing import Any
 
@@ -61,7 +63,6 @@ from .pickling import (
 from .transport import Loss, Transport
 
 READ_AT_ONCE = 5_000
-READ_SECONDS = 0.002  # that a read item may wait for others
 TAKE_AT_ONCE = 10_000
 LOOK = 0.5  # seconds after which who waits looks around
 PRINTS = 16 << 20  # characters of prints that a run keeps
@@ -75,6 +76,14 @@ class Empty:
 
 
 EMPTY = Empty()
+_END = object()  # what `next` returns at the end of the inputs
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The end of the inputs, with what their iterator raised."""
+
+    error: BaseException | None
 
 
 @dataclass(slots=True)
@@ -130,7 +139,6 @@ class Driver:
         worker_losses: int,
         grace: float,
         too_many: Callable[[int, int], bool] | None,
-        ordered: bool = True,
     ) -> None:
         self.transport = transport
         self.blob = blob
@@ -149,7 +157,6 @@ class Driver:
         self._style = style
         self._inputs = inputs
         self._grace = grace
-        self._ordered = ordered
         slots = max(1, limit or transport.slots())
         keep_bytes = kept_bytes() if keep else state.OUTPUT_BYTES
         self._state = state.RunState(
@@ -170,6 +177,7 @@ class Driver:
         self._permit = threading.Condition()
         self._allowed = 0
         self._stop_reading = False
+        self._raw: SimpleQueue[Any] = SimpleQueue()  # read, not pickled yet
         # opening
         self._mail: SimpleQueue[Any] | None = None
         # what views show
@@ -206,27 +214,73 @@ class Driver:
         if not self.over:
             self.transport.add(self)
 
-    # -- the reader's thread
+    # -- the reader's thread, and the pickler's
 
     def _read(self) -> None:
-        read, error = 0, None
+        """Read the inputs as far as they may be read, and have them pickled."""
+        if type(self._inputs) in _BUILTIN:
+            self._read_builtin()
+            return
+        # Next to the user's iterator, which may block at any item, another thread pickles what
+        # is there: an item must not wait for the one after it.
+        threading.Thread(target=self._pickle_raw, name="nbmap-pickler", daemon=True).start()
+        read, allowed, error = 0, 0, None
         try:
             while True:
-                with self._permit:
-                    while self._allowed <= read and not self._stop_reading:
-                        self._permit.wait()
-                    if self._stop_reading:
-                        return
-                    upto = min(self._allowed, read + READ_AT_ONCE)
-                items, error, ended = _take(self._inputs, upto - read)
-                read += len(items)
-                segments = list(_pickle(items))
-                del items
-                self.transport.engine.call(self._take_read, segments, error, ended)
-                if ended:
-                    return
-        finally:
-            self._inputs = iter(())  # the user's iterators are not ours any more
+                if read >= allowed:
+                    allowed = self._await_permit(read)
+                    if allowed < 0:
+                        break
+                item = next(self._inputs, _END)
+                if item is _END:
+                    break
+                self._raw.put(item)
+                read += 1
+        except BaseException as raised:
+            error = raised
+        self._inputs = iter(())  # the user's iterators are not ours any more
+        self._raw.put(_End(error))
+
+    def _read_builtin(self) -> None:
+        """Read a list, a range and the like: no code of the user's runs, so it is fast."""
+        read, error, ended = 0, None, False
+        while not ended:
+            allowed = self._await_permit(read)
+            if allowed < 0:
+                return
+            n = min(allowed - read, READ_AT_ONCE)
+            items: list[Any] = []
+            try:
+                items = list(islice(self._inputs, n))
+            except RuntimeError as raised:  # a dict or set that changed meanwhile
+                error = raised
+            read += len(items)
+            ended = len(items) < n
+            self.transport.engine.call(self._take_read, list(_pickle(items)), error, ended)
+
+    def _await_permit(self, read: int) -> int:
+        """Wait until more than `read` inputs may be read; return how many, -1 to stop."""
+        with self._permit:
+            while self._allowed <= read and not self._stop_reading:
+                self._permit.wait()
+            return -1 if self._stop_reading else self._allowed
+
+    def _pickle_raw(self) -> None:
+        """Pickle what was read, as much at once as is there."""
+        while True:
+            items = [self._raw.get()]
+            while len(items) < READ_AT_ONCE and not isinstance(items[-1], _End):
+                try:
+                    items.append(self._raw.get_nowait())
+                except NothingThere:
+                    break
+            end = items.pop() if isinstance(items[-1], _End) else None
+            error = end.error if end else None
+            segments = list(_pickle(items))
+            del items
+            self.transport.engine.call(self._take_read, segments, error, end is not None)
+            if end is not None:
+                return
 
     # -- the engine's thread: events in
 
@@ -433,6 +487,7 @@ class Driver:
                 with self._permit:
                     self._stop_reading = True
                     self._permit.notify()
+                self._raw.put(_End(None))  # the iterator may block for ever, the pickler not
             elif isinstance(effect, state.Halt):
                 self.transport.halt(effect.lease, effect.chunk, effect.index)
             elif isinstance(effect, state.Finish):
@@ -515,6 +570,11 @@ class Driver:
     def status(self) -> str:
         """running, finished, cancelled, stopped or broken."""
         return self._state.status
+
+    @property
+    def ending(self) -> str:
+        """The status that the run has, or is going to have when all has been stopped."""
+        return self._state.ending or self._state.status
 
     @property
     def total(self) -> int | None:
@@ -645,15 +705,21 @@ class Driver:
             start, n = self._arrivals[position]
             return position + 1, [(i, self._opened(i)) for i in range(start, start + n)]
 
-    def handed(self, start: int, n: int) -> None:
-        """Tell that outcomes were handed out; a run that keeps none drops them."""
+    def handed(self, start: int, n: int, *, arrived: bool = False) -> None:
+        """Tell that outcomes were handed out; a run that keeps none drops them.
+
+        Args:
+            start: the first input.
+            n: how many.
+            arrived: they were taken in order of completion.
+        """
         with self.changed:
             n = min(n, self._unread) if self.keep else n
             waiting = max(0, self._state.unread_bytes - self._untold[1])
             nbytes = waiting * n // self._unread if self._unread else 0
             self._unread -= n
             if not self.keep:
-                if not self._ordered:
+                if arrived:
                     self._arrivals.popleft()
                     at = start - self._base
                     self._slots[at : at + n] = [None] * n
@@ -743,29 +809,6 @@ _CANCELLED = Failure(-1, CANCELLED, "InputCancelled", "cancelled")
 
 _EMPTIES: tuple[Iterable[Any], ...] = ([], (), range(0), range(1 << 70), {}, set(), "", b"")
 _BUILTIN = {type(iter(empty)) for empty in _EMPTIES}
-
-
-def _take(items: Iterator[Any], n: int) -> tuple[list[Any], BaseException | None, bool]:
-    """Read up to `n` items; return them, what the iterator raised, and whether it has ended.
-
-    An item does not wait long for the next one where the iterator is slow.
-    """
-    if type(items) in _BUILTIN:  # no code of the user's runs, so it is fast
-        try:
-            taken = list(islice(items, n))
-        except RuntimeError as error:  # a dict or set that changed meanwhile
-            return [], error, True
-        return taken, None, len(taken) < n
-    taken = []
-    until = _clock() + READ_SECONDS
-    try:
-        for item in items:
-            taken.append(item)
-            if len(taken) == n or _clock() > until:
-                return taken, None, False
-    except BaseException as error:
-        return taken, error, True
-    return taken, None, True
 
 
 def _pickle(items: list[Any]) -> Iterator[Pack | Failure]:

@@ -523,6 +523,9 @@ class RunState:
         elif event.index >= self.read:
             if not self.ended and (self.total is None or event.index < self.total):
                 self.doomed.add(event.index)
+                if event.index >= self.allowed:  # it can be settled when it was read
+                    self.allowed = event.index + 1
+                    out.append(Allow(self.allowed))
         elif event.index >= self.base:
             self._cancel_one(event.index, out)
 

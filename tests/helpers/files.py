@@ -10,7 +10,7 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
-GUARD = 10.0
+GUARD = 20.0
 PAUSE = 0.002
 
 

@@ -164,9 +164,7 @@ def closing_over(kind, folder, client):
 
 
 @pytest.mark.parametrize("kind", ["lock", "file", "client"])
-def test_f4_what_cannot_be_sent_is_named_when_map_is_called(
-    transport, tmp_path, dask_client, kind
-):
+def test_f4_what_cannot_be_sent_is_named_when_map_is_called(transport, tmp_path, dask_client, kind):
     """A function closing over a lock, an open file or a Dask client names the variable."""
     function, thing = closing_over(kind, tmp_path, dask_client)
     handle = nbmap.remote(function)
@@ -193,7 +191,7 @@ def test_f4_a_global_a_default_and_a_constant_are_named_too(transport):
     with pytest.raises(nbmap.Unpicklable, match="LOCK"):
         nbmap.remote(of_main("def use(x):\n    return LOCK", LOCK=lock)).map([1])
     with pytest.raises(nbmap.Unpicklable, match="held"):
-        nbmap.remote(default).map([1], kwargs={"held": lock})
+        nbmap.remote(work).map([1], kwargs={"held": lock})
 
 
 def of_main(text, **names):

@@ -187,7 +187,7 @@ def test_s9_failures_as_values_print_as_the_page_prints_them(transport, capsys):
 
 def test_s9_the_users_exception_is_inside(transport):
     """`.exc` is what the user raised, with its remote traceback."""
-    output = list(nbmap.remote(fail_on_two).map([2], return_exceptions=True))[0]
+    (output,) = nbmap.remote(fail_on_two).map([2], return_exceptions=True)
     assert isinstance(output, nbmap.UserCodeException)
     assert isinstance(output, nbmap.InputFailed)
     assert (type(output.exc), output.exc.args) == (ValueError, ("two is wrong", 2))
@@ -207,11 +207,11 @@ def test_s9_unwrapped_failures_are_the_users_exceptions(transport):
 
 def test_s9_a_returned_exception_is_a_value(transport):
     """An exception object that is returned is an output like any other."""
-    handle = nbmap.remote(lambda x: ValueError(x))
+    handle = nbmap.remote(lambda x: ValueError(x, 0))
     for options in ({}, {"return_exceptions": True}):
         run = handle.map([1, 2], **options)
         outputs = list(run)
-        assert [(type(o), o.args) for o in outputs] == [(ValueError, (1,)), (ValueError, (2,))]
+        assert [(type(o), o.args) for o in outputs] == [(ValueError, (1, 0)), (ValueError, (2, 0))]
         assert (run.counts["done"], run.failures) == (2, [])
     assert type(handle(3)) is ValueError
 
@@ -408,7 +408,7 @@ def test_f2_nasty_exceptions_can_be_raised_and_shown(transport, kind):
         list(nbmap.remote(nasty).map([kind]))
     shown = "".join(traceback.format_exception(caught.value))
     assert "input 0" in shown
-    assert 'in nasty' in shown
+    assert "in nasty" in shown
 
 
 def test_f2_an_exception_group_keeps_its_members(transport):

@@ -167,7 +167,7 @@ def test_s1_a_handle_is_refused():
 @pytest.mark.parametrize("thing", [5, "square", None, [square]])
 def test_s1_what_cannot_be_called_is_refused(thing):
     """What can't be called is refused with a sentence that shows it."""
-    with pytest.raises(TypeError, match="nbmap.remote takes a function, not "):
+    with pytest.raises(TypeError, match=r"nbmap\.remote takes a function, not "):
         nbmap.remote()(thing)
 
 
@@ -217,7 +217,9 @@ def test_s12_the_output_of_a_call_has_no_map(transport):
 def test_s12_a_loop_over_the_method_itself_is_refused(method):
     """`for x in handle.map:` raises with what to write instead."""
     handle = nbmap.remote(square)
-    with pytest.raises(TypeError, match=rf"square\.{method} has to be called with the inputs: `for"):
+    with pytest.raises(
+        TypeError, match=rf"square\.{method} has to be called with the inputs: `for"
+    ):
         for _ in getattr(handle, method):
             pass
 

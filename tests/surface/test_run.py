@@ -239,8 +239,11 @@ def test_s3_an_unused_iterator_of_a_run_that_keeps_nothing_cancels_it(transport)
     run = nbmap.remote(lambda x: x).map(x for x in iter(int, 1))
     it = iter(run)
     del it
-    assert run.wait(20)
-    assert run.status == "cancelled"
+    try:
+        assert run.wait(5)
+        assert run.status == "cancelled"
+    finally:
+        run.cancel()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +296,7 @@ def test_s25_cancel_hands_out_what_is_done_and_then_raises(transport, folder):
 def test_s25_cancel_with_return_exceptions_gives_values(transport, folder):
     """Each cancelled input is an InputCancelled at its place."""
     run = stuck(folder).map(range(6), return_exceptions=True)
-    assert run[2] == 2
+    assert run[:3] == [0, 1, 2]
     run.cancel()
     assert run.wait(60)
     outputs = list(run)
@@ -311,7 +314,7 @@ def test_s25_cancel_stops_running_functions(transport, folder):
     assert run.wait(60)
     assert stands_still(folder, "count-0")
     assert stands_still(folder, "count-1")
-    assert len({who for who in nbmap.remote(lambda x: meet(folder)).map(range(20))}) == 2
+    assert len(set(nbmap.remote(lambda x: meet(folder)).map(range(20)))) == 2
 
 
 def test_s25_cancel_ends_a_function_that_tidies_up(transport, folder):
@@ -386,7 +389,7 @@ def test_s25_cancel_one_counts_from_the_end_and_in_range(transport, folder):
 def test_s25_cancel_twice_and_after_the_end(transport, folder):
     """A second cancel, and one after the end, change nothing."""
     run = stuck(folder).map(range(6))
-    assert run[2] == 2
+    assert run[:3] == [0, 1, 2]
     run.cancel()
     run.cancel()
     assert run.wait(60)
@@ -411,7 +414,7 @@ def test_s25_cancel_from_another_thread(transport, folder):
     with pytest.raises(nbmap.RunCancelled):
         got.extend(run)
     thread.join(60)
-    assert got == list(range(len(got)))
+    assert set(got) <= {0, 1, 2}
     assert run.wait(60)
 
 
@@ -498,8 +501,7 @@ def test_s19_a_blocked_iterator_can_be_interrupted(transport):
         run = nbmap.remote(lambda x: x).map(inputs(), keep=True)
         thread = interrupt_when(lambda: len(got) == 3)
         with pytest.raises(KeyboardInterrupt):
-            for output in run:
-                got.append(output)
+            got.extend(run)
         thread.join(60)
         assert got == [0, 1, 2]
         assert run.wait(20)
@@ -512,11 +514,11 @@ def test_s15_stopped_functions_leave_their_place(transport, folder):
     """Places held in a function are given back when it is stopped."""
 
     def work(x):
-        with place(folder, 2):
-            count_for_ever(folder)
+        with place(folder, 2) as at:
+            count_for_ever(folder, f"count-{at}")
 
     run = nbmap.remote(work).map(range(4))
-    wait_until(lambda: there(folder, "counter"), "it to count")
+    wait_until(lambda: there(folder, "count-0") and there(folder, "count-1"), "both to count")
     run.cancel()
     assert run.wait(60)
     wait_until(lambda: not (there(folder, "place-0") or there(folder, "place-1")), "places")

@@ -6,7 +6,7 @@ import sys
 
 from helpers.files import GUARD, wait_until
 
-MAIN_THINGS = '''
+MAIN_THINGS = """
 import dataclasses
 import enum
 import os
@@ -62,9 +62,9 @@ def main():
     else:
         raise AssertionError
     print("all right")
-'''
+"""
 
-BESIDE = '''
+BESIDE = """
 FACTOR = 2
 
 def double(x):
@@ -76,9 +76,9 @@ class Adder:
 
     def add(self, x):
         return self.n + x
-'''
+"""
 
-PRINTS = '''
+PRINTS = """
 import logging
 import sys
 import warnings
@@ -96,14 +96,14 @@ def main():
     assert list(run) == list(range(5))
     for i in range(5):
         text = run.stdout(i)
-        for words in (f"print of {i}", f"error of {i}", f"log of {i}", "always the same"):
+        for words in (f"print of {i}", f"error of {i}", f"log of {i}", "UserWarning: always the same"):
             assert text.count(words) == 1, (i, words, text)
         for j in set(range(5)) - {i}:
             assert f"of {j}" not in text, (i, j, text)
     print("all right")
-'''
+"""
 
-INTERRUPT = '''
+INTERRUPT = """
 import itertools
 import time
 
@@ -126,9 +126,9 @@ def main():
         assert Path("counter").read_text() == before
         assert list(nbmap.remote(abs).map([-1])) == [1]
         print("all right")
-'''
+"""
 
-EMPTY = '''
+EMPTY = """
 import sys
 import nbmap
 
@@ -137,7 +137,7 @@ assert list(run) == run.results() == []
 assert list(nbmap.remote(max).map([], [1])) == list(nbmap.remote(max).starmap(())) == []
 assert "distributed" not in sys.modules
 print("all right")
-'''
+"""
 
 
 def finish(command, folder):
@@ -163,7 +163,7 @@ def test_s23_prints_warnings_and_logs_by_index_and_on_the_terminal(script, tmp_p
         for words in (f"print of {i}", f"error of {i}", f"log of {i}"):
             assert [line for line in lines if words in line and line.startswith(f"[{i}] ")], words
         assert any(line.startswith(f"[{i}] ") and "always the same" in line for line in lines)
-    assert f"[0] print of 0" in out.splitlines()
+    assert "[0] print of 0" in out.splitlines()
     assert "[0] error of 0" in err.splitlines()
 
 
