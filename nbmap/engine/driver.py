@@ -583,7 +583,7 @@ class Driver:
 
     def counts(self) -> dict[str, int]:
         """Return the number of inputs in each status."""
-        return self._state.counts()
+        return dict(self.transport.engine.wait_for(self._state.counts))
 
     def cancel(self, index: int = -1) -> None:
         """Cancel one input, or all."""
@@ -759,7 +759,11 @@ class Driver:
             return [s for s in self._slots if type(s) is Failure and s.kind != CANCELLED]
 
     def snapshot(self) -> Snapshot:
-        """Return the plain picture of the run; on any thread, at most a moment old."""
+        """Return the plain picture of the run; on any thread but the engine's."""
+        picture: Snapshot = self.transport.engine.wait_for(self._snapshot)
+        return picture
+
+    def _snapshot(self) -> Snapshot:
         s = self._state
         counts = s.counts()
         now = self._ended or _clock()
@@ -770,7 +774,7 @@ class Driver:
         if self.over or now - then < 1e-3:
             then, before = self._made, 0
         rate = (s.settled - before) / max(now - then, 1e-6)
-        slots = len({f.lease for f in list(s.flights.values())})
+        slots = len({f.lease for f in s.flights.values()})
         return Snapshot(
             name=self.name,
             number=self.number,
@@ -798,7 +802,7 @@ class Driver:
         since = self.transport.waiting_since
         if since is not None and _clock() - since > 1:
             return f"waiting for workers for {_clock() - since:.0f} s"
-        have = sum(h.state in {"open", "paused"} for h in list(self.transport.leases.values()))
+        have = sum(h.state in {"open", "paused"} for h in self.transport.leases.values())
         if self.limit and slots and have < self.limit <= self.wanted():
             return f"{have} of {self.limit}: the cluster has {have} slots"
         return ""

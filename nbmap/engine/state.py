@@ -642,14 +642,13 @@ class RunState:
     def waiting(self) -> int:
         """Number of inputs that wait, those that were not read yet among them."""
         unread = max(0, self.total - self.read) if self.total is not None else 0
-        suspects = sum(stop - start for start, stop in list(self.suspects))
+        suspects = sum(stop - start for start, stop in self.suspects)
         return self.ready_count + suspects + (0 if self.ending else unread)
 
     def counts(self) -> dict[str, int]:
         """Return the number of inputs in each status."""
-        flights = list(self.flights.values())  # views ask from other threads
-        leases = {f.lease for f in flights if f.pos < f.stop}
-        away = sum(f.stop - f.pos for f in flights)
+        leases = {f.lease for f in self.flights.values() if f.pos < f.stop}
+        away = sum(f.stop - f.pos for f in self.flights.values())
         return {
             "waiting": self.waiting,
             "sent": away - len(leases),
