@@ -359,7 +359,9 @@ def captured(function: Any) -> list[tuple[str, Any]]:
             continue
     names = function.__globals__
     found += [(n, names[n]) for n in _names(code) if n in names]
-    found += [(f"a default of {function.__name__}", v) for v in function.__defaults__ or ()]
+    defaults = function.__defaults__ or ()
+    arguments = code.co_varnames[: code.co_argcount][-len(defaults) or code.co_argcount :]
+    found += list(zip(arguments, defaults, strict=True))
     found += list((function.__kwdefaults__ or {}).items())
     return found
 

@@ -286,7 +286,7 @@ class RunState:
     flights: dict[int, Flight] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     extra: dict[int, int] = field(default_factory=dict)  # attempts beyond the first
-    doomed: set[int] = field(default_factory=set)  # cancelled before they were read
+    doomed: set[int] = field(default_factory=set)  # to be cancelled as soon as they wait here
     done: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -326,9 +326,7 @@ class RunState:
         share = event.nbytes / event.n
         self.weight = share if not self.weight else 0.5 * (self.weight + share)
         self._wait(start, self.read)
-        for index in [i for i in self.doomed if start <= i < self.read]:
-            self.doomed.discard(index)
-            self._cancel_one(index, out)
+        self._cancel_doomed(start, self.read, out)
 
     def _on_end(self, _event: End, _out: list[Effect]) -> None:
         self.ended = True
@@ -434,14 +432,15 @@ class RunState:
             if self.too_many(self.failed, finished):
                 self._stop("stopped", out)
 
-    def _on_returned(self, event: Returned, _out: list[Effect]) -> None:
+    def _on_returned(self, event: Returned, out: list[Effect]) -> None:
         flight = self.flights.get(event.chunk)
         if flight is None or flight.halted:
             return
         start = max(event.start, flight.pos)
         if start < flight.stop:
-            self._wait(start, flight.stop, suspect=flight.careful)
-            flight.stop = start
+            stop, flight.stop = flight.stop, start
+            self._wait(start, stop, suspect=flight.careful)
+            self._cancel_doomed(start, stop, out)
 
     def _on_ended(self, event: Ended, out: list[Effect]) -> None:
         flight = self.flights.pop(event.chunk, None)
@@ -458,6 +457,7 @@ class RunState:
                 self._settle(flight.pos, flight.stop, out)
             else:  # a lease that ends in the middle has handed back before; be safe
                 self._wait(flight.pos, flight.stop, suspect=flight.careful)
+                self._cancel_doomed(flight.pos, flight.stop, out)
 
     def _on_lost(self, event: Lost, out: list[Effect]) -> None:
         flight = self.flights.pop(event.chunk, None)
@@ -466,6 +466,10 @@ class RunState:
         if flight.halted:
             self._settle(flight.pos, flight.stop, out)
             return
+        self._lose(event, flight, out)
+        self._cancel_doomed(flight.pos, flight.stop, out)
+
+    def _lose(self, event: Lost, flight: Flight, out: list[Effect]) -> None:
         if event.current:
             for index in range(flight.pos, flight.cur + 1):  # these had begun, for certain
                 self.extra[index] = self.extra.get(index, 0) + 1
@@ -543,7 +547,15 @@ class RunState:
         elif status == SENT:
             for chunk, flight in self.flights.items():
                 if flight.pos <= index < flight.stop:
+                    self.doomed.add(index)  # for the case that it comes back without an outcome
                     out.append(Halt(flight.lease, chunk, index))
+
+    def _cancel_doomed(self, start: int, stop: int, out: list[Effect]) -> None:
+        """Cancel what was asked to be, of a range that waits (again)."""
+        for index in [i for i in self.doomed if start <= i < stop]:
+            self.doomed.discard(index)
+            if self.column[index - self.base] == WAITING:
+                self._cancel_one(index, out)
 
     def _stop(self, status: str, out: list[Effect]) -> None:
         """Stop the run: what waits at once, what is with a lease by asking."""

@@ -132,8 +132,15 @@ def _format(error: BaseException, user: Any) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, user))
     except BaseException:
+        return _format_roughly(error, user)
+
+
+def _format_roughly(error: BaseException, user: Any) -> str:
+    try:
         frames = "".join(traceback.format_tb(user))
-        return f"Traceback (most recent call last):\n{frames}{type(error).__name__}\n"
+    except BaseException:
+        frames = ""
+    return f"Traceback (most recent call last):\n{frames}{type(error).__name__}\n"
 
 
 def _stack(user: Any) -> list[list[Any]]:

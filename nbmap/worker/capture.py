@@ -1,9 +1,9 @@
 """stdout, stderr, warnings and logging of each input, on the worker.
 
 `sys.stdout` and `sys.stderr` are replaced once by a proxy that asks the current thread where its
-text goes: a thread that runs a lease has a sink, all others write where they always did. Warnings
-and logging write to `sys.stderr` in the end, so they need nothing of their own; text that C code or
-a child process writes to file descriptor 1 passes by unseen.
+text goes: a thread that runs a lease has a sink, all others write where they always did. Logging
+writes to `sys.stderr` in the end, so it needs nothing of its own; text that C code or a child
+process writes to file descriptor 1 passes by unseen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ Sink = Callable[[str, str], None]  # (stream's name, text)
 HEAD = 32 << 10  # characters kept from the start of what an input writes
 TAIL = 32 << 10  # and from the end
 
+REPEATS = 20  # of one warning in one input that are worth forgetting it
+
+_showwarning: Callable[..., None] = warnings.showwarning
 _thread = threading.local()
 _lock = threading.Lock()
 _users = 0
@@ -49,15 +52,25 @@ class _Proxy:
         return iter(self._real)
 
 
-def enter(sink: Sink) -> None:
-    """Send what the current thread writes to `sink`, until `leave`."""
-    global _users
+def enter(sink: Sink, current: Callable[[], int]) -> None:
+    """Send what the current thread writes to `sink`, until `leave`.
+
+    Args:
+        sink: takes (stream's name, text).
+        current: returns the input that the thread is at.
+    """
+    global _users, _showwarning
     with _lock:
         _users += 1
         for name in ("stdout", "stderr"):
             if not isinstance(getattr(sys, name), _Proxy):
                 setattr(sys, name, _Proxy(name, getattr(sys, name)))
+        if warnings.showwarning is not _show:
+            _showwarning = warnings.showwarning
+            warnings.showwarning = _show
     _thread.sink = sink
+    _thread.current = current
+    _thread.shown = (-1, {})
 
 
 def leave() -> None:
@@ -70,17 +83,39 @@ def leave() -> None:
             return
         for name in ("stdout", "stderr"):
             if isinstance(proxy := getattr(sys, name), _Proxy):
-                setattr(sys, name, proxy._real)  # noqa: SLF001
+                setattr(sys, name, proxy._real)  # noqa: SLF001 - our own class
+        if warnings.showwarning is _show:
+            warnings.showwarning = _showwarning
 
 
-def forget_warnings() -> None:
-    """Let a warning that was shown for one input be shown for the next one too.
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning once an input, where Python would show it once a process.
 
-    Python shows a warning once per place. Whatever changes the filters makes it forget which it
-    has shown, and entering this context is the public way to change nothing else.
+    Python remembers which it has shown, for all threads; it forgets when the filters change, and
+    adding one that changes nothing is the public way to that. Many times in one input is no news:
+    then Python may remember, which is faster.
     """
-    with warnings.catch_warnings():
-        pass
+    sink: Sink | None = getattr(_thread, "sink", None)
+    if sink is None or file is not None:
+        _showwarning(message, category, filename, lineno, file, line)
+        return
+    index, shown = _thread.shown
+    if index != _thread.current():
+        shown = {}
+        _thread.shown = (_thread.current(), shown)
+    key = (str(message), category, filename, lineno)
+    shown[key] = shown.get(key, 0) + 1
+    if shown[key] == 1:
+        sink("stderr", warnings.formatwarning(message, category, filename, lineno, line))
+    if shown[key] < REPEATS:
+        warnings.simplefilter("default", append=True)
 
 
 class Text:

@@ -246,13 +246,17 @@ class Lease:
     def _stop(self, message: Stop) -> None:
         with self._gate:
             self._unwanted.add((message.chunk, message.index))
-            if self._current is None or self._current[0].chunk != message.chunk:
-                return
-            if message.index < 0:
+            current = self._current is not None and self._current[0].chunk == message.chunk
+            if current and message.index < 0:
+                assert self._current is not None
                 self._current[1].clear()
                 self._raise_stopped()
-            elif self._at == message.index:
+            if current and self._at == message.index:
                 self._raise_stopped()
+                return
+        if message.index >= 0:  # it has not started: it goes back, and is cancelled there at once
+            self._hand_back_rest()
+            self._hand_back_waiting()
 
     def _raise_stopped(self) -> None:
         """Stop the running input; `_gate` is held, so it is still the one that was meant."""
@@ -272,7 +276,7 @@ class Lease:
             if not self._opened.wait(OPEN):
                 return ALONE
             assert self._link is not None
-            capture.enter(self._printed)
+            capture.enter(self._printed, lambda: self._at)
             try:
                 while not self._ending:
                     work = self._inbox.get()
@@ -347,7 +351,6 @@ class Lease:
                 self._fence()
             if self._text is not None:
                 self._send_prints(index, last=True)
-                capture.forget_warnings()
             out.append(outcome)
             self._ran += 1
             now = self._at_since = _clock()

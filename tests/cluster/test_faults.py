@@ -174,6 +174,19 @@ def test_stopping_the_cluster_ends_its_runs():
     nbmap.stop()
 
 
+def test_s23_every_input_has_its_warning_though_threads_share_a_process(own):
+    """The same warning is found at each of 60 inputs, with four leases in each process."""
+    import warnings
+
+    def talk(_):
+        warnings.warn("the same", stacklevel=1)
+        time.sleep(0.01)
+
+    run = nbmap.remote(talk, concurrency=8).map(range(60))
+    assert run.wait(60)
+    assert [run.stdout(i).count("UserWarning: the same") for i in range(60)] == [1] * 60
+
+
 def test_threads_can_share_a_handle(own):
     """Maps of one handle from several threads at once all get their own outputs."""
     handle = nbmap.remote(lambda x: x + 1)
