@@ -54,6 +54,7 @@ from .pickling import (
     dump,
     join,
     load_or_error,
+    near_only,
     pack_plain,
     parts,
     safe_repr,
@@ -822,10 +823,10 @@ def _pickle(items: list[Any]) -> Iterator[Pack | Failure]:
     if are_plain(items):
         yield pack_plain(items)
         return
-    frames = []
+    frames, near = [], near_only()
     for item in items:
         try:
-            frames.append(dump(item))
+            frames.append(dump(item, near))
         except BaseException as error:
             if frames:
                 yield join(frames)

@@ -67,7 +67,13 @@ def are_plain(values: Sequence[Any]) -> bool:
     return types == _TUPLE and set(map(type, chain.from_iterable(values))) <= _SCALARS
 
 
-def dump(value: Any, near_only: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
+def near_only() -> re.Pattern[bytes]:
+    """Return what tells that a pickle refers to what only this side has."""
+    names = [re.escape(module.__name__.encode()) for module in beside()]
+    return re.compile(b"|".join([_NEAR_ONLY.pattern, *names]))  # re keeps what it has compiled
+
+
+def dump(value: Any, near: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
     """Pickle one object into frames: the pickle, then its large buffers.
 
     What refers to the notebook's own modules is pickled by value (by cloudpickle), so that the
@@ -77,7 +83,7 @@ def dump(value: Any, near_only: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
         frames = _dump(pickle.Pickler, value)
     except Exception:
         return _dump_by_value(value)
-    return _dump_by_value(value) if near_only.search(frames[0]) else frames
+    return _dump_by_value(value) if near.search(frames[0]) else frames
 
 
 def _dump_by_value(value: Any) -> Frames:
@@ -127,7 +133,8 @@ def pack(values: Sequence[Any]) -> Pack:
     """Pickle several objects; raises what pickling the first bad one raised."""
     if are_plain(values):
         return pack_plain(values)
-    return join([dump(value) for value in values])
+    near = near_only()
+    return join([dump(value, near) for value in values])
 
 
 def pack_plain(values: Sequence[Any]) -> Pack:
@@ -315,17 +322,25 @@ _REFUSED = {
 
 
 def _blame(
-    function: Callable[..., Any], kwargs: dict[str, Any], error: BaseException
+    function: Callable[..., Any],
+    kwargs: dict[str, Any],
+    error: BaseException,
+    seen: frozenset[int] = frozenset(),
 ) -> CannotPickleError:
     """Find the variable that stands in the way, by trying each."""
-    for name, value in [*captured(function), *kwargs.items()]:
+    seen |= {id(function)}
+    variables = [*captured(function), *kwargs.items()]
+    # Functions come last: they may fail only for what another variable holds.
+    variables.sort(key=lambda pair: isinstance(pair[1], FunctionType))
+    for name, value in variables:
         try:
             with _lock, _beside_by_value():
                 _dump(_FunctionPickler, value)
         except Exception as cause:
-            inner = value if isinstance(value, FunctionType) and value is not function else None
-            if inner is not None:
-                deeper = _blame(inner, {}, cause)
+            if id(value) in seen:  # functions that call each other
+                continue
+            if isinstance(value, FunctionType):
+                deeper = _blame(value, {}, cause, seen)
                 if deeper.variable:
                     return deeper
             return CannotPickleError(_reason(value, cause), name)

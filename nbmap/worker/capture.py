@@ -52,12 +52,12 @@ class _Proxy:
         return iter(self._real)
 
 
-def enter(sink: Sink, current: Callable[[], int]) -> None:
+def enter(sink: Sink, current: Callable[[], int] = int) -> None:
     """Send what the current thread writes to `sink`, until `leave`.
 
     Args:
         sink: takes (stream's name, text).
-        current: returns the input that the thread is at.
+        current: returns the input that the thread is at; by default it stays at one.
     """
     global _users, _showwarning
     with _lock:
