@@ -291,6 +291,7 @@ class RunState:
     failed: int = 0
     cancelled: int = 0
     handed: int = 0
+    skipped: int = 0  # of those, inputs that were never read
     unread_bytes: int = 0  # of outputs that nobody was handed yet
     awaited: bool = False  # somebody waits though the run is full
     ready_count: int = 0
@@ -485,7 +486,10 @@ class RunState:
         if flight.careful and not flight.seen:
             self._wait(flight.cur, last, suspect=True)
             return
-        self._blame(flight.cur, last, out, exact=event.alone and last - flight.cur == 1)
+        # Its start must be known, and nothing behind it: what was done may have died untold.
+        behind = any(other.lease == flight.lease for other in self.flights.values())
+        exact = event.alone and flight.seen and last - flight.cur == 1 and not behind
+        self._blame(flight.cur, last, out, exact=exact)
 
     def _blame(self, start: int, stop: int, out: list[Effect], *, exact: bool) -> None:
         for index in range(start, stop):
@@ -527,7 +531,7 @@ class RunState:
         elif event.index >= self.read:
             if not self.ended and (self.total is None or event.index < self.total):
                 self.doomed.add(event.index)
-                if event.index >= self.allowed:  # it can be settled when it was read
+                if self.keep and event.index >= self.allowed:  # it is settled when it is read
                     self.allowed = event.index + 1
                     out.append(Allow(self.allowed))
         elif event.index >= self.base:
@@ -565,9 +569,14 @@ class RunState:
         out.append(StopReading())
         self.ended = True
         if self.total is not None and self.read < self.total:
-            unread, self.read = self.read, self.total
-            self.column += bytes(self.total - unread)
-            self._settle(unread, self.total, out)
+            unread = self.total - self.read
+            if self.keep:
+                self.column += bytes(unread)
+                self.read = self.total
+                self._settle(self.total - unread, self.total, out)
+            else:  # nobody will ask for one of them
+                self.skipped = unread
+                self.cancelled += unread
         waiting, self.ready, self.suspects = self.ready + self.suspects, [], []
         self.ready_count = 0
         for start, stop in sorted(waiting):
@@ -611,7 +620,7 @@ class RunState:
         out.append(Settle(start, stop, CANCELLED))
 
     def _conclude(self, out: list[Effect]) -> None:
-        if self.ended and self.settled == self.read and not self._busy():
+        if self.ended and self.settled == self.read + self.skipped and not self._busy():
             self._finish(self.ending or "finished", out)
             return
         upto = self._may_read()
