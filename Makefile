@@ -8,13 +8,14 @@ NEXT := .venv-next/bin/python
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-main test-next check lint bench clean
+.PHONY: help demo test test-main test-next check lint chaos bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    run the grid search of notebooks/01-grid-search.ipynb on a local cluster'
 	@echo 'make test    format, lint, types, and all tests'
 	@echo 'make check   the fast part of it'
+	@echo 'make chaos   long runs of the tests that look for new faults'
 	@echo 'make bench   measure against a process pool and plain Dask (ARGS=... are passed on)'
 	@echo 'make clean   remove the environments and what was built'
 	@echo 'make PYTHON=python3.12 demo   with another Python than python3'
@@ -33,16 +34,19 @@ lint: .venv/.test
 	$(VENV) -m mypy
 
 test-main: lint .venv-bare/.test
-	$(VENV) -m pytest $(ARGS)
+	$(VENV) -m pytest -m 'not chaos' $(ARGS)
 
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
 test-next: .venv-next/.test | test-main
 	@if [ -e .venv-next/.test ]; then \
 		echo "$$($(NEXT) -V) with dask 2026.7.1:"; \
-		$(NEXT) -m pytest -p no:cacheprovider tests/engine tests/surface; \
+		$(NEXT) -m pytest -p no:cacheprovider -m 'not chaos' tests/engine tests/surface; \
 	else \
 		echo 'No CPython newer than that of .venv was found: the tests ran on one version only.'; \
 	fi
+
+chaos: .venv/.test
+	$(VENV) -m pytest -m chaos $(ARGS)
 
 bench: .venv/.test
 	$(VENV) tests/bench/run.py $(ARGS)
