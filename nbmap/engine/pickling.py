@@ -284,20 +284,26 @@ def freeze(function: Callable[..., Any], kwargs: dict[str, Any]) -> Blob:
     try:
         with _lock, _beside_by_value():
             frames = _dump(_FunctionPickler, content)
-    except RecursionError as error:
-        raise _blame(function, kwargs, error) from error
-    except Exception as first:
+    except _UNPICKLABLE as first:
         # A module beside the notebook may hold what can't be pickled, and be importable on the
         # workers all the same.
         try:
             with _lock:
                 frames = _dump(_FunctionPickler, content)
-        except Exception:
+        except _UNPICKLABLE:
             raise _blame(function, kwargs, first) from first
     digest = hashlib.blake2b(digest_size=16)
     for frame in frames:
         digest.update(frame)
     return Blob(digest.hexdigest(), frames, _sources(function))
+
+
+# What a failing __reduce__ may raise; a KeyboardInterrupt is the user's own.
+_UNPICKLABLE = (Exception, SystemExit, GeneratorExit)
+
+
+class _RefusedError(pickle.PicklingError):
+    """What is refused though it could be pickled; its text is a sentence."""
 
 
 class _FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -306,11 +312,11 @@ class _FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, io.IOBase) and not isinstance(obj, (io.StringIO, io.BytesIO)):
             msg = f"an open file ({getattr(obj, 'name', obj)!r})"
-            raise pickle.PicklingError(msg)
+            raise _RefusedError(msg)
         for base in type(obj).__mro__:
             if (base.__module__, base.__name__) in _REFUSED:
                 msg = f"a {_REFUSED[base.__module__, base.__name__]}, which belongs to this process"
-                raise pickle.PicklingError(msg)
+                raise _RefusedError(msg)
         return super().reducer_override(obj)
 
 
@@ -336,7 +342,7 @@ def _blame(
         try:
             with _lock, _beside_by_value():
                 _dump(_FunctionPickler, value)
-        except Exception as cause:
+        except _UNPICKLABLE as cause:
             if id(value) in seen:  # functions that call each other
                 continue
             if isinstance(value, FunctionType):
@@ -349,7 +355,11 @@ def _blame(
 
 def _reason(value: Any, error: BaseException) -> str:
     text = str(error)
-    return text if text.startswith("a") else f"{type(value).__name__}: {shorten(text, 200)}"
+    return (
+        text
+        if isinstance(error, _RefusedError)
+        else f"{type(value).__name__}: {shorten(text, 200)}"
+    )
 
 
 def captured(function: Any) -> list[tuple[str, Any]]:

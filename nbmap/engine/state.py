@@ -419,6 +419,8 @@ class RunState:
             else:
                 column[index - base] = FAILED
                 self.failed += 1
+        if self.doomed:
+            self.doomed.difference_update(range(event.start, stop))
         flight.pos = stop
         if flight.cur < stop:
             flight.cur, flight.seen = stop, False
@@ -531,7 +533,8 @@ class RunState:
         elif event.index >= self.read:
             if not self.ended and (self.total is None or event.index < self.total):
                 self.doomed.add(event.index)
-                if self.keep and event.index >= self.allowed:  # it is settled when it is read
+                # It is settled when it is read; a sized run that keeps all can read it now.
+                if self.keep and self.total is not None and event.index >= self.allowed:
                     self.allowed = event.index + 1
                     out.append(Allow(self.allowed))
         elif event.index >= self.base:

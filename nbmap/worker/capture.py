@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 Sink = Callable[[str, str], None]  # (stream's name, text)
@@ -123,7 +124,7 @@ class Text:
 
     def __init__(self) -> None:
         self.head: list[tuple[str, str]] = []
-        self.tail: list[tuple[str, str]] = []
+        self.tail: deque[tuple[str, str]] = deque()
         self.room = HEAD
         self.kept = 0  # characters in the tail
         self.dropped = 0
@@ -148,7 +149,7 @@ class Text:
         self.kept -= cut
         self.dropped += cut
         if cut == len(text):
-            del self.tail[0]
+            self.tail.popleft()
         else:
             self.tail[0] = (stream, text[cut:])
 
@@ -161,11 +162,12 @@ class Text:
                 self._shrink()
             tail = _joined(self.tail)
             out += [(s, t, self.dropped if i == 0 else 0) for i, (s, t) in enumerate(tail)]
-            self.tail, self.kept, self.dropped = [], 0, 0
+            self.tail.clear()
+            self.kept = self.dropped = 0
         return out
 
 
-def _joined(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _joined(pieces: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Join consecutive pieces of one stream: print() writes a line in two."""
     out: list[tuple[str, list[str]]] = []
     for stream, text in pieces:

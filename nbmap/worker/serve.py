@@ -254,6 +254,10 @@ class Lease:
             if current and self._at == message.index:
                 self._raise_stopped()
                 return
+            if current and self._current is not None:
+                ended = self._current[0].start + self._ran
+                if message.index < ended:
+                    return
         if message.index >= 0:  # it has not started: it goes back, and is cancelled there at once
             self._hand_back_rest()
             self._hand_back_waiting()

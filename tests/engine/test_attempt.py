@@ -310,7 +310,7 @@ def test_what_is_held_stays_bounded():
     for _ in range(1000):
         text.add("stdout", "x" * 1000)
         text.add("stderr", "y" * 1000)
-    held = sum(len(piece) for _, piece in text.head + text.tail)
+    held = sum(len(piece) for _, piece in [*text.head, *text.tail])
     assert held <= capture.HEAD + 2 * capture.TAIL
 
 
