@@ -8,6 +8,7 @@ process writes to file descriptor 1 passes by unseen.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import warnings
@@ -20,7 +21,7 @@ Sink = Callable[[str, str], None]  # (stream's name, text)
 HEAD = 32 << 10  # characters kept from the start of what an input writes
 TAIL = 32 << 10  # and from the end
 
-REPEATS = 20  # of one warning in one input that are worth forgetting it
+_ALWAYS = ("always", None, Warning, None, 0)  # as simplefilter writes it
 
 _showwarning: Callable[..., None] = warnings.showwarning
 _thread = threading.local()
@@ -69,9 +70,10 @@ def enter(sink: Sink, current: Callable[[], int] = int) -> None:
         if warnings.showwarning is not _show:
             _showwarning = warnings.showwarning
             warnings.showwarning = _show
+            warnings.simplefilter("always", append=True)
     _thread.sink = sink
     _thread.current = current
-    _thread.shown = (-1, {})
+    _thread.shown = (-1, set())
 
 
 def leave() -> None:
@@ -87,6 +89,9 @@ def leave() -> None:
                 setattr(sys, name, proxy._real)  # noqa: SLF001 - our own class
         if warnings.showwarning is _show:
             warnings.showwarning = _showwarning
+            with contextlib.suppress(ValueError):
+                warnings.filters.remove(_ALWAYS)  # type: ignore[attr-defined]
+            warnings.simplefilter("default", append=True)  # what holds anyway; has it noticed
 
 
 def _show(
@@ -99,9 +104,8 @@ def _show(
 ) -> None:
     """Show a warning once an input, where Python would show it once a process.
 
-    Python remembers which it has shown, for all threads; it forgets when the filters change, and
-    adding one that changes nothing is the public way to that. Many times in one input is no news:
-    then Python may remember, which is faster.
+    Python remembers for all threads together which it has shown. So the filter that comes last, and
+    decides where no other does, says "always" while inputs run, and each input remembers for itself.
     """
     sink: Sink | None = getattr(_thread, "sink", None)
     if sink is None or file is not None:
@@ -109,14 +113,12 @@ def _show(
         return
     index, shown = _thread.shown
     if index != _thread.current():
-        shown = {}
+        shown = set()
         _thread.shown = (_thread.current(), shown)
     key = (str(message), category, filename, lineno)
-    shown[key] = shown.get(key, 0) + 1
-    if shown[key] == 1:
+    if key not in shown:
+        shown.add(key)
         sink("stderr", warnings.formatwarning(message, category, filename, lineno, line))
-    if shown[key] < REPEATS:
-        warnings.simplefilter("default", append=True)
 
 
 class Text:

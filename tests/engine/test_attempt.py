@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import subprocess
 import sys
+import textwrap
 import threading
 import time
-import warnings
 from queue import Queue
 
 import pytest
@@ -591,29 +592,29 @@ def test_a_flood_of_prints_is_bounded(served):
     assert len(text) <= capture.HEAD + capture.TAIL
 
 
-def test_a_warning_is_shown_again_for_the_next_input(served):
-    """Python shows it once per place; each input is to show its own."""
+def test_a_warning_is_shown_once_for_each_input():
+    """Python shows it once per place; each input is to show its own, once."""
+    code = """
+        import sys, threading, warnings
+        from nbmap.worker import capture
 
-    def warn(x):
-        import warnings
-
-        warnings.warn("careful", UserWarning, stacklevel=1)
-        return x
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        # pytest records warnings; let them be shown as in a worker.
-        show, warnings.showwarning = warnings.showwarning, _show
-        try:
-            served.work(warn, [0, 1, 2])
-            served.near.until(Done)
-        finally:
-            warnings.showwarning = show
-    assert [served.near.printed(i).count("UserWarning: careful") for i in range(3)] == [1, 1, 1]
-
-
-def _show(message, category, filename, lineno, file=None, line=None):
-    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+        got, at = [], 0
+        capture.enter(lambda stream, text: got.append((at, stream, text)), lambda: at)
+        for at in range(3):
+            for _ in range(5):
+                warnings.warn("careful", UserWarning, stacklevel=1)
+        capture.leave()
+        assert [(i, s) for i, s, _ in got] == [(i, "stderr") for i in range(3)], got
+        assert all("UserWarning: careful" in text for _, _, text in got)
+        del __warningregistry__
+        for _ in range(2):
+            warnings.warn("afterwards", UserWarning, stacklevel=1)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("afterwards") == 1
 
 
 def test_stopping_the_running_input_stops_only_it(served):
