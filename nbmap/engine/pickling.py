@@ -79,6 +79,8 @@ def dump(value: Any, near: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
     What refers to the notebook's own modules is pickled by value (by cloudpickle), so that the
     other side needs none of them.
     """
+    if isinstance(value, BaseException):
+        return _dump_by_value(value, _ExceptionPickler)
     try:
         frames = _dump(pickle.Pickler, value)
     except Exception:
@@ -86,9 +88,9 @@ def dump(value: Any, near: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
     return _dump_by_value(value) if near.search(frames[0]) else frames
 
 
-def _dump_by_value(value: Any) -> Frames:
+def _dump_by_value(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> Frames:
     with _lock, _beside_by_value():
-        return _dump(cloudpickle.Pickler, value)
+        return _dump(pickler, value)
 
 
 def _dump(pickler: Callable[..., Any], value: Any) -> Frames:
@@ -199,6 +201,27 @@ def concat(packs: Sequence[Pack]) -> Pack:
 
 # --- exceptions ------------------------------------------------------------------------------
 
+
+class _OwnReduce(dict[type, Any]):
+    """The dispatch table of cloudpickle without what others registered for exceptions.
+
+    distributed has tblib register a reducer for every class of exception. It makes instances with
+    `__new__` alone, which leaves those empty that keep their state in C: a UnicodeDecodeError comes
+    back without its message.
+    """
+
+    def __missing__(self, kind: type) -> Any:
+        if issubclass(kind, BaseException):
+            raise KeyError(kind)
+        return cloudpickle.Pickler.dispatch_table[kind]
+
+
+class _ExceptionPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles exceptions as their own classes say."""
+
+    dispatch_table = _OwnReduce()
+
+
 # A larger exception is told in text only: it would be kept for each failed input.
 EXCEPTION_BYTES = 1 << 20
 EXCEPTION_TEXT = 10_000
@@ -234,7 +257,7 @@ def _dump_in_parts(error: BaseException) -> Frames:
     args = tuple(_portable(arg) for arg in error.args)
     state = {name: _portable(value) for name, value in vars(error).items()}
 
-    class Parts(cloudpickle.Pickler):  # type: ignore[misc]
+    class Parts(_ExceptionPickler):
         def reducer_override(self, obj: Any) -> Any:
             if obj is error:
                 return copyreg.__newobj__, (kind, *args), state or None  # type: ignore[attr-defined]

@@ -430,7 +430,10 @@ class Impossible(Exception):
     ids=lambda error: type(error).__name__,
 )
 def test_exceptions_come_back_as_they_are(error):
-    """Type, arguments and text are those of the original."""
+    """Type, arguments and text are those of the original, also where tblib has its own reducers."""
+    from tblib import pickling_support
+
+    pickling_support.install()  # as distributed does sooner or later
     again = load(dump_exception(error))
     assert type(again) is type(error)
     assert (str(again), len(again.args)) == (str(error), len(error.args))
