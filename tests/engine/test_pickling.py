@@ -315,9 +315,9 @@ def test_an_object_of_a_pack_may_be_missing():
 
 
 def arrays():
-    import numpy
+    import numpy as np
 
-    return numpy
+    return np
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])
