@@ -79,6 +79,13 @@ class UserCodeException(InputFailed):
         super().__init__(exc)
         self.exc = exc
 
+    def __repr__(self) -> str:
+        try:
+            inner = repr(self.exc)
+        except BaseException as error:
+            inner = f"<{type(self.exc).__name__} whose repr raises {type(error).__name__}>"
+        return f"UserCodeException({inner})"
+
 
 class WorkerLost(InputFailed):
     """The worker process died while it ran this input, as often as `worker_losses` allows."""

@@ -99,7 +99,7 @@ class _Method:
         self._function = function
         self._name = name
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:
@@ -148,7 +148,7 @@ class RemoteFunction:
 
     # -- one call
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run one call on the cluster and return its output.
 
         Raises:
@@ -156,11 +156,11 @@ class RemoteFunction:
         """
         return self._remote(*args, **kwargs)
 
-    def local(self, *args: Any, **kwargs: Any) -> Any:
+    def local(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function here, in this process."""
         return self._function(*args, **kwargs)
 
-    def _remote(self, *args: Any, **kwargs: Any) -> Any:
+    def _remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run one call on the cluster and return its output.
 
         Args:
@@ -241,7 +241,7 @@ class RemoteFunction:
     def _starmap(
         self,
         iterable: Iterable[Any],
-        *,
+        *more: Any,
         kwargs: Mapping[str, Any] | None = None,
         order_outputs: bool | None = None,
         return_exceptions: bool = False,
@@ -254,6 +254,7 @@ class RemoteFunction:
 
         Args:
             iterable: of sequences, each one the arguments of one call.
+            *more: refused; one iterable per argument is for map.
             kwargs: as for map.
             order_outputs: as for map.
             return_exceptions: as for map.
@@ -271,6 +272,13 @@ class RemoteFunction:
             [8, 9]
         """
         self._refuse_unknown("starmap", unknown)
+        if more:
+            name = self.__name__
+            msg = (
+                f"{name}.starmap takes one iterable of argument tuples, and was given "
+                f"{1 + len(more)}; {name}.map takes one iterable per argument"
+            )
+            raise TypeError(msg)
         return self._run(
             SPREAD,
             self._iterator(iterable, "starmap"),
@@ -302,6 +310,16 @@ class RemoteFunction:
                 "arguments, by name"
             )
             raise TypeError(msg)
+        flags = {
+            "order_outputs": order_outputs,
+            "return_exceptions": return_exceptions,
+            "wrap_returned_exceptions": wrap,
+            "keep": keep,
+        }
+        for name, value in flags.items():
+            if value is not None and type(value).__name__ not in {"bool", "bool_"}:
+                msg = f"{name}={safe_repr(value, 80)} has to be True or False"
+                raise OptionError(msg)
         stop_at = check_max_failures(max_failures)
         keep = total is not None if keep is None else bool(keep)
         ordered = order_outputs is None or bool(order_outputs)
@@ -401,7 +419,7 @@ class RemoteFunction:
             raise Unpicklable(msg) from None
         if blob.nbytes > LARGE and blob.digest not in _warned:
             _warned.add(blob.digest)
-            variable = largest_variable(self._function)
+            variable = largest_variable(self._function, kwargs)
             held = f" ({variable} is the largest)" if variable else ""
             msg = (
                 f"{self.__name__} brings {blob.nbytes >> 20} MB along{held}; it is sent once to "
@@ -412,7 +430,8 @@ class RemoteFunction:
 
     def _iterator(self, item: Any, method: str) -> Iterator[Any]:
         try:
-            return iter(item)
+            # What is read later, on another thread, is what was given now.
+            return iter(item.copy() if type(item) in _CHANGING else item)
         except TypeError:
             pass
         if hasattr(item, "__aiter__"):
@@ -436,6 +455,7 @@ class RemoteFunction:
 
 
 _warned: set[str] = set()
+_CHANGING = (list, dict, set, bytearray)  # of which a copy costs next to nothing
 _CALL_OPTIONS = (
     "kwargs",
     "order_outputs",
@@ -456,11 +476,14 @@ def _outside() -> int:
 
 
 def _least_length(iterables: Iterable[Any]) -> int | None:
-    """Return the number of inputs where every iterable has a length."""
-    lengths = []
+    """Return the number of inputs where every iterable has a length, or where one is empty."""
+    lengths: list[int | None] = []
     for item in iterables:
         try:
             lengths.append(len(item))
-        except TypeError:
-            return None
-    return min(lengths)
+        except Exception:
+            lengths.append(None)
+    if 0 in lengths:
+        return 0
+    known = [length for length in lengths if length is not None]
+    return min(known) if len(known) == len(lengths) else None

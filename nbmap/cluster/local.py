@@ -6,6 +6,7 @@ What LocalCluster does by default and is set otherwise here:
   keys made for the session, on loopback only, and nothing served over HTTP
 - a worker that dies twice within 15 seconds is closed for ever (`lost-worker-timeout`)
 - it logs to the user's terminal
+- its workers close, and are not started again, when somebody presses Ctrl-C
 
 `Nanny._on_worker_exit_sync`, private in distributed, is used here and nowhere else: it is the only
 place where the exit code of a worker is known. `tests/cluster/test_contract.py` watches it.
@@ -32,6 +33,10 @@ from .leases import DaskTransport
 THREADS = 64  # a process; Dask makes a thread when it is needed
 SHARE = 0.75  # of the memory, for the workers; the rest is the notebook's
 CLOSE = 3.0  # seconds that closing may take
+
+# A terminal's Ctrl-C and a kernel's interrupt go to the whole process group. They are meant for the
+# notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
+NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
 
 
 class WatchedNanny(Nanny):
@@ -102,6 +107,7 @@ class LocalOwn:
                     # Its HTTP server serves nothing, but listens: on any free port, not on 8787.
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                     worker_class=WatchedNanny,
+                    preload=[NO_INTERRUPT],
                     silence_logs=logging.CRITICAL,
                 )
         except Exception as error:

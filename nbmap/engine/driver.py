@@ -168,6 +168,7 @@ class Driver:
         self._base = 0  # index of the first slot
         self._arrivals: deque[tuple[int, int]] = deque()  # (start, n), in order of completion
         self._unread = 0  # accepted and not handed out yet
+        self._taken = bytearray()  # of a run that keeps outputs: which were handed out
         self._untold = (0, 0)  # handed out, and the state does not know: number, bytes
         self._waiters = 0
         self._workers: dict[int, str] = {}  # of failures
@@ -422,6 +423,8 @@ class Driver:
             self._apply(self._state.handle(ended))
 
     def _outcomes(self, message: Out, worker: str, values: list[Any] | None) -> None:
+        if message.chunk not in self._state.flights:
+            return  # of a lease that was given up, or after the grace
         failures = _failures(message)
         if values is not None:
             for at, value in enumerate(values):
@@ -429,7 +432,8 @@ class Driver:
                     text = f"the output can't be unpickled here: {safe_repr(value.error)}"
                     kind = type(value.error).__name__
                     index = message.start + at
-                    failures.append(Failure(index, UNPICKLABLE, kind, text))
+                    told = load_repr(self._packed(index, index + 1))
+                    failures.append(Failure(index, UNPICKLABLE, kind, text, input=told))
         for failure in failures:
             failure.worker = worker
             failure.attempts = self._state.attempts(failure.index)
@@ -715,7 +719,11 @@ class Driver:
             arrived: they were taken in order of completion.
         """
         with self.changed:
-            n = min(n, self._unread) if self.keep else n
+            if self.keep:  # each counts once, however often it is read
+                first, stop = start, start + n
+                self._taken += bytes(max(0, stop - len(self._taken)))
+                n = self._taken.count(0, first, stop)
+                self._taken[first:stop] = b"\1" * (stop - first)
             waiting = max(0, self._state.unread_bytes - self._untold[1])
             nbytes = waiting * n // self._unread if self._unread else 0
             self._unread -= n

@@ -421,10 +421,10 @@ def _names(code: CodeType) -> Iterable[str]:
             yield from _names(const)
 
 
-def largest_variable(function: Callable[..., Any]) -> str:
-    """Name the captured variable with the largest pickle, or return an empty string."""
+def largest_variable(function: Callable[..., Any], kwargs: dict[str, Any]) -> str:
+    """Name the captured variable or argument with the largest pickle; empty where none has."""
     sizes: dict[str, int] = {}
-    for name, value in captured(function):
+    for name, value in [*captured(function), *kwargs.items()]:
         try:
             with _lock, _beside_by_value():
                 frames = _dump(_FunctionPickler, value)

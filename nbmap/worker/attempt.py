@@ -50,7 +50,9 @@ def run(call: Callable[[Any], Any], index: int, value: Any, function: Any) -> An
     Only `Stopped` gets out.
     """
     if type(value) is Unloadable:
-        return failure(value.error, index, UNPICKLABLE, "?", "the input can't be unpickled: ")
+        name = type(value.error).__name__
+        prefix = f"the input can't be unpickled: {name}: "
+        return failure(value.error, index, UNPICKLABLE, "?", prefix)
     try:
         output = call(value)
     except Stopped:

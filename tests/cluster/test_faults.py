@@ -73,6 +73,29 @@ def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path):
     assert len(pids.read_text().split()) <= 3
 
 
+def test_an_interrupt_of_the_whole_process_group_costs_no_worker(own, tmp_path):
+    """Ctrl-C and a kernel's interrupt reach the workers too, and user code may raise SIGINT."""
+    import _thread
+
+    @nbmap.remote
+    def work(x):
+        (tmp_path / str(os.getpid())).touch()
+        if x == 3:
+            signal.raise_signal(signal.SIGINT)
+        if x == 5:
+            _thread.interrupt_main()
+        time.sleep(0.01)
+        return os.getpid()
+
+    run = work.map(range(50))
+    wait_until(lambda: run.counts["done"] > 10)
+    for path in list(tmp_path.iterdir()):
+        os.kill(int(path.name), signal.SIGINT)
+    before = set(run)
+    assert set(work.map(range(20))) == before
+    assert run.failures == []
+
+
 def test_a_worker_killed_from_outside_costs_no_input(own, tmp_path):
     """SIGKILL of a random worker: every input has its output, some after a second attempt."""
     pids = tmp_path / "pids"

@@ -217,3 +217,24 @@ def test_s17_what_is_no_cluster_is_refused(thing):
     """`connect` of something else says what it takes."""
     with pytest.raises(nbmap.OptionError, match="scheduler"):
         nbmap.connect(thing)
+
+
+@pytest.mark.parametrize(
+    "option", ["order_outputs", "return_exceptions", "wrap_returned_exceptions", "keep"]
+)
+@pytest.mark.parametrize("value", ["no", 1, []])
+def test_s17_flags_are_true_or_false(transport, option, value):
+    """A text such as "no" would count as true, so it is refused."""
+    with pytest.raises(nbmap.OptionError, match=option):
+        nbmap.remote(abs).map([1], **{option: value})
+
+
+def test_s11_starmap_takes_one_iterable(transport):
+    """Two are refused by the function's name, with what to write instead."""
+    with pytest.raises(TypeError, match=r"pow\.starmap takes one iterable.*pow\.map"):
+        nbmap.remote(pow).starmap([1], [2])
+
+
+def test_s10_a_function_may_have_an_argument_named_self(transport):
+    """A handle's own argument names are nobody's business."""
+    assert nbmap.remote(lambda self: self + 1)(self=1) == 2

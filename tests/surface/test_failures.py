@@ -450,3 +450,22 @@ def test_s8_outputs_and_inputs_that_cannot_be_pickled_fail_alone(transport, fold
     assert recorded(folder) == []
     touch(folder, "end")
     assert there(folder, "end")
+
+
+class Unspeakable(Exception):
+    """Has no repr."""
+
+    def __repr__(self):
+        raise ValueError
+
+
+def raise_unspeakable(_):
+    """Fail with it."""
+    raise Unspeakable
+
+
+def test_f2_a_failing_repr_hides_nothing_else(transport):
+    """A list of outputs with such an exception among them can be shown."""
+    outputs = list(nbmap.remote(raise_unspeakable).map([1], return_exceptions=True))
+    expected = "[UserCodeException(<Unspeakable whose repr raises ValueError>)]"
+    assert repr(outputs) == expected

@@ -497,3 +497,20 @@ def test_s2_two_threads_map_at_once(transport, folder):
         thread.join(60)
     assert outputs == {n: [2 * x for x in range(n, n + 50)] for n in range(0, 400, 100)}
     assert not there(folder, "too-many")
+
+
+def test_s4_inputs_are_those_of_the_moment_of_the_call(transport):
+    """Lists, dicts and sets that change after map() change nothing for the run."""
+    handle = nbmap.remote(lambda x: x)
+    items, keys = list(range(2000)), dict.fromkeys(range(2000))
+    runs = [handle.map(items), handle.map(keys), handle.starmap(grown := [(1,), (2,)])]
+    items.clear()
+    keys.clear()
+    grown.append((3,))
+    assert [list(run) for run in runs] == [list(range(2000)), list(range(2000)), [1, 2]]
+
+
+def test_s18_one_empty_iterable_makes_the_run_empty(transport):
+    """map() ends with the shortest, so nothing runs and the length is known."""
+    run = nbmap.remote(pow).map((x for x in range(5)), [])
+    assert (len(run), list(run)) == (0, [])
