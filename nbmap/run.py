@@ -97,6 +97,8 @@ class Run:
                         yield from self._output(index, value, as_values=as_values)
                 driver.handed(position, len(values))
                 position += len(values)
+            if as_values:
+                yield from map(_cancelled, self._never_read())
             self._raise_how_it_ended(as_values=as_values)
 
     def as_completed(self) -> Iterator[tuple[int, Any]]:
@@ -130,6 +132,8 @@ class Run:
                     for output in self._output(index, value, as_values=as_values):
                         yield index, output
                 driver.handed(pairs[0][0], len(pairs), arrived=True)
+            if as_values:
+                yield from ((index, _cancelled(index)) for index in self._never_read())
             self._raise_how_it_ended(as_values=as_values)
 
     def _output(self, index: int, value: Any, *, as_values: bool) -> Iterator[Any]:
@@ -157,6 +161,8 @@ class Run:
         with self._waiting():
             value = self._driver.get(index)
         if value is EMPTY:
+            if index in self._never_read():
+                raise _cancelled(index)
             self._raise_how_it_ended(as_values=False)
             msg = f"input {index} does not exist: the run has {self._driver.total} inputs"
             raise IndexError(msg)
@@ -191,7 +197,16 @@ class Run:
                     out.append(self._as_value(value, index))
             elif value is not EMPTY:
                 out.append(value)
+        if errors == "keep":
+            out += map(_cancelled, self._never_read())
         return out
+
+    def _never_read(self) -> range:
+        """Return the inputs that a cancelled run will not read any more."""
+        driver = self._driver
+        if driver.status != "cancelled" or driver.total is None:
+            return range(0)
+        return range(driver.known(), driver.total)
 
     # -- looking
 
@@ -353,6 +368,10 @@ class Run:
         return error
 
 
+def _cancelled(index: int) -> InputCancelled:
+    return InputCancelled(f"input {index} was cancelled")
+
+
 def _cancel_rest(driver: Driver) -> None:
     if not driver.over:
         driver.cancel()
@@ -364,7 +383,7 @@ def _cancel_rest(driver: Driver) -> None:
 def build_exception(failure: Failure, index: int, name: str) -> BaseException:
     """Return the exception that a failure stands for."""
     if failure.kind == CANCELLED:
-        return InputCancelled(f"input {index} was cancelled")
+        return _cancelled(index)
     where = f"input {index} ({failure.input}) of {name}"
     if failure.kind != USER:
         kinds: dict[str, type[InputFailed]] = {LOST: WorkerLost, TIMEOUT: InputTimeout}

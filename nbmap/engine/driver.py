@@ -499,10 +499,6 @@ class Driver:
                 self._finish()
 
     def _settle(self, effect: state.Settle) -> None:
-        with self.changed:  # of a sized run that was stopped, inputs that were never read
-            missing = effect.stop - self._base - len(self._slots)
-            if missing > 0:
-                self._slots.extend([EMPTY] * missing)
         if effect.kind == LOST:
             index = effect.start
             reason, worker = self._loss_reasons.pop(index, ("", ""))

@@ -572,14 +572,8 @@ class RunState:
         out.append(StopReading())
         self.ended = True
         if self.total is not None and self.read < self.total:
-            unread = self.total - self.read
-            if self.keep:
-                self.column += bytes(unread)
-                self.read = self.total
-                self._settle(self.total - unread, self.total, out)
-            else:  # nobody will ask for one of them
-                self.skipped = unread
-                self.cancelled += unread
+            self.skipped = self.total - self.read  # no byte for each: there may be a billion
+            self.cancelled += self.skipped
         waiting, self.ready, self.suspects = self.ready + self.suspects, [], []
         self.ready_count = 0
         for start, stop in sorted(waiting):

@@ -682,7 +682,7 @@ def test_files_in_memory_may_travel():
 def test_the_largest_variable_is_named():
     """The warning about a large function can say what makes it large."""
     small, big = b"x", b"y" * 100_000
-    assert pickling.largest_variable(lambda: (small, big)) == "big"
+    assert pickling.largest_variable(lambda: (small, big), {}) == "big"
 
 
 def test_the_source_of_a_cell_travels_along():

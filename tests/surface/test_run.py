@@ -522,3 +522,15 @@ def test_s15_stopped_functions_leave_their_place(transport, folder):
     run.cancel()
     assert run.wait(60)
     wait_until(lambda: not (there(folder, "place-0") or there(folder, "place-1")), "places")
+
+
+def test_f12_a_run_over_a_billion_inputs_is_cancelled_without_a_byte_for_each(transport):
+    """What was never read costs nothing, and is cancelled all the same."""
+    run = nbmap.remote(abs).map(range(10**9))
+    assert run[0] == 0
+    run.cancel()
+    assert run.wait(60)
+    assert sum(run.counts.values()) == len(run) == 10**9
+    with pytest.raises(nbmap.InputCancelled):
+        run[10**9 - 1]
+    assert run.failures == []
