@@ -49,7 +49,7 @@ chaos: .venv/.test
 	$(VENV) -m pytest -m chaos $(ARGS)
 
 bench: .venv/.test
-	$(VENV) tests/bench/run.py $(ARGS)
+	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
 
 clean:
 	rm -rf .venv .venv-next .venv-bare build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
