@@ -22,7 +22,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count, islice
 from queue import Empty as NothingThere
 from queue import SimpleQueue
@@ -45,6 +45,7 @@ from .model import (
     Print,
     Snapshot,
     Work,
+    size_of,
 )
 from .pickling import (
     Unloadable,
@@ -98,13 +99,6 @@ class Sealed:
     def open(self) -> list[Any]:
         """Unpickle the batch."""
         return unpack(Pack(self.n, None, [self.frame]))
-
-
-@dataclass(slots=True)
-class Printed:
-    """What one input wrote, per attempt as it came."""
-
-    pieces: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Driver:
@@ -171,7 +165,6 @@ class Driver:
         self._taken = bytearray()  # of a run that keeps outputs: which were handed out
         self._untold = (0, 0)  # handed out, and the state does not know: number, bytes
         self._waiters = 0
-        self._workers: dict[int, str] = {}  # of failures
         # inputs that may have to be sent (again), on the engine's thread
         self._packs: dict[int, list[Any]] = {}  # start -> [pack, inputs without an outcome]
         self._starts: list[int] = []
@@ -183,7 +176,7 @@ class Driver:
         # opening
         self._mail: SimpleQueue[Any] | None = None
         # what views show
-        self._prints: dict[int, Printed] = {}
+        self._prints: dict[int, list[str]] = {}
         self._printed = 0
         self._made = _clock()
         self._ended: float | None = None
@@ -437,7 +430,7 @@ class Driver:
         for failure in failures:
             failure.worker = worker
             failure.attempts = self._state.attempts(failure.index)
-        nbytes = sum(memoryview(frame).nbytes for frame in message.frames)
+        nbytes = size_of(message.frames)
         got = state.Got(
             message.chunk,
             message.start,
@@ -464,7 +457,7 @@ class Driver:
             text = f"\n…[{message.dropped} characters left out]…\n{text}"
         if self._printed < PRINTS:
             self._printed += len(text)
-            self._prints.setdefault(message.index, Printed()).pieces.append((message.stream, text))
+            self._prints.setdefault(message.index, []).append(text)
         if self.on_print is not None:
             self.on_print(message.index, message.stream, text)
 
@@ -755,8 +748,7 @@ class Driver:
 
     def printed(self, index: int) -> str:
         """Return what an input wrote to stdout and stderr."""
-        printed = self._prints.get(index)
-        return "".join(text for _, text in printed.pieces) if printed else ""
+        return "".join(self._prints.get(index, []))
 
     def failures(self) -> list[Failure]:
         """Return the failures so far, in input order, without what was cancelled."""

@@ -32,6 +32,12 @@ from typing import Any, ClassVar
 Buffer = bytes | bytearray | memoryview
 Frames = list[Buffer]
 
+
+def size_of(frames: Frames) -> int:
+    """Return the bytes of all frames together."""
+    return sum(memoryview(frame).nbytes for frame in frames)
+
+
 # How an input ended when it has no output.
 USER, LOST, TIMEOUT, CANCELLED, UNPICKLABLE = "user", "lost", "timeout", "cancelled", "unpicklable"
 
@@ -58,7 +64,7 @@ class Pack:
     @property
     def nbytes(self) -> int:
         """Bytes of all frames."""
-        return sum(memoryview(frame).nbytes for frame in self.frames)
+        return size_of(self.frames)
 
 
 @dataclass(slots=True)
@@ -72,7 +78,7 @@ class Blob:
     @property
     def nbytes(self) -> int:
         """Bytes of all frames."""
-        return sum(memoryview(frame).nbytes for frame in self.frames)
+        return size_of(self.frames)
 
 
 @dataclass(slots=True)

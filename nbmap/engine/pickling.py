@@ -27,7 +27,7 @@ from typing import Any
 
 import cloudpickle
 
-from .model import Blob, Frames, Pack
+from .model import Blob, Frames, Pack, size_of
 
 _SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _TUPLE = frozenset({tuple})
@@ -239,7 +239,7 @@ def dump_exception(error: BaseException) -> Frames:
             frames = attempt(error)
         except BaseException:  # noqa: S112 - a failing __reduce__ may raise anything
             continue
-        if sum(memoryview(frame).nbytes for frame in frames) <= EXCEPTION_BYTES:
+        if size_of(frames) <= EXCEPTION_BYTES:
             return frames
     return []
 
@@ -430,7 +430,7 @@ def largest_variable(function: Callable[..., Any], kwargs: dict[str, Any]) -> st
                 frames = _dump(_FunctionPickler, value)
         except Exception:  # noqa: S112
             continue
-        sizes[name] = sum(memoryview(frame).nbytes for frame in frames)
+        sizes[name] = size_of(frames)
     return max(sizes, key=lambda name: sizes[name], default="")
 
 

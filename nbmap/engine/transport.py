@@ -47,6 +47,7 @@ from .model import (
     Stop,
     Work,
     frames_of,
+    size_of,
 )
 
 logger = logging.getLogger("nbmap")
@@ -383,7 +384,7 @@ class Transport(ABC):
     def _about_a_chunk(self, held: Held, message: Out | Mark | Print | Back | Done) -> None:
         route = self.routes.get(message.chunk)
         if isinstance(message, Out):
-            held.owed += sum(memoryview(frame).nbytes for frame in frames_of(message))
+            held.owed += size_of(frames_of(message))
             if held.owed > ACKNOWLEDGE and held.link is not None:
                 held.link.send(Credit(held.owed))
                 held.owed = 0

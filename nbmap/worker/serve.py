@@ -56,6 +56,7 @@ from ..engine.model import (
     Recall,
     Stop,
     Work,
+    size_of,
 )
 from ..engine.pickling import join, load, load_or_error, pack_plain, parts, unpack
 from . import attempt, capture
@@ -402,7 +403,7 @@ class Lease:
             del self._out[:count]
             message = _outcomes(work.chunk, self._sent, outcomes)
             self._sent += count
-            nbytes = sum(memoryview(frame).nbytes for frame in message.frames)
+            nbytes = size_of(message.frames)
             self._spent += nbytes
             self._send(message)
         with self._room:

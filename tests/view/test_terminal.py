@@ -9,6 +9,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from pathlib import Path
@@ -17,8 +18,6 @@ import pytest
 
 from nbmap.engine.model import FailureLine, Snapshot
 from nbmap.view import terminal
-
-termios = pytest.importorskip("termios", reason="pseudo-terminals are POSIX")
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = Snapshot("train", 1, "running", 100, 98, 0, 2, 0, 0, 0, 0.5, 10.0, 2, "", ())
