@@ -499,6 +499,8 @@ class RunState:
             # One of several that may have done it is never given up for it: next it runs alone.
             self.deaths[index] = deaths if exact else min(deaths, self.worker_losses - 1)
             if self.deaths[index] >= self.worker_losses:
+                # A start may have died untold with its process; each death was an attempt.
+                self.extra[index] = max(self.extra.get(index, 0), self.deaths[index])
                 self._wait(start, index, suspect=True)
                 start = index + 1
                 self.column[index - self.base] = FAILED

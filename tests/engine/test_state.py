@@ -735,6 +735,26 @@ def test_a_process_that_dies_without_a_start_blames_nobody_for_certain():
     assert cluster.run.failed == 0
 
 
+def test_a_lost_input_counts_an_attempt_for_every_process_that_it_took():
+    """Also where the first process died before it could tell which input had started."""
+    cluster = started(10)
+    cluster.run.size = 10
+    lease = cluster.leases[0]
+    cluster.offer(lease)
+    for index in range(3):  # the last of them kills the process, and no start was told
+        assert cluster.begin(lease) == index
+        if index < 2:
+            cluster.end_input(lease)
+    cluster.die(0, arrives=0)
+    lease = cluster.leases[0]
+    assert cluster.offer(lease, alone=True)
+    while cluster.begin(lease) != 2:
+        cluster.end_input(lease)
+    cluster.die(0)
+    assert cluster.run.deaths[2] == 2
+    assert cluster.run.attempts(2) - 1 == 2  # without the one that is not to be
+
+
 # --- single truths ----------------------------------------------------------------------------
 
 
