@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .handle import remote as remote
     from .options import Retries as Retries
     from .run import Run as Run
+    from .run import runs as runs
 
 # Where each public name lives: it is imported when it is first used, so that `import nbmap` costs
 # next to nothing.
@@ -61,12 +63,27 @@ _HOMES = {
     "WorkerLost": ".errors",
     "connect": ".cluster.connect",
     "remote": ".handle",
+    "runs": ".run",
     "start": ".cluster.connect",
     "status": ".cluster.connect",
     "stop": ".cluster.connect",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Register `%%remote` and `%nbmap`; IPython calls this for `%load_ext nbmap`."""
+    from .notebook.extension import load
+
+    load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Take `%%remote` and `%nbmap` away; runs and clusters go on."""
+    from .notebook.extension import unload
+
+    unload(ipython)
 
 
 def __getattr__(name: str) -> Any:
@@ -77,6 +94,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module 'nbmap' has no attribute {name!r}"
         raise AttributeError(msg)
+    if "ipykernel" in sys.modules:  # maybe a notebook: runs are shown in its cells
+        from .notebook import display
+
+        display.install()
     value = getattr(import_module(_HOMES[name], __name__), name)
     globals()[name] = value
     return value

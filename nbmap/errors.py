@@ -42,12 +42,24 @@ class NbmapError(Exception):
     """The base of all errors of nbmap."""
 
 
+def _in_a_notebook(error: BaseException) -> list[str]:
+    """Return the lines that IPython shows of an error whose traceback would tell nothing.
+
+    Where it was raised is inside of nbmap; what to do is in its text.
+    """
+    return [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+
+
 class OptionError(NbmapError, ValueError):
     """An option is unknown, or its value is wrong; raised before anything runs."""
+
+    _render_traceback_ = _in_a_notebook  # a hook of IPython's
 
 
 class ClusterError(NbmapError):
     """No cluster could be found, started or reached."""
+
+    _render_traceback_ = _in_a_notebook
 
 
 class NoMatchingGPU(ClusterError):

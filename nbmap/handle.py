@@ -16,7 +16,7 @@ from .engine.model import CALL, EACH, SPREAD, Blob
 from .engine.pickling import CannotPickleError, freeze, largest_variable, safe_repr
 from .errors import OptionError, Unpicklable
 from .options import Options, check, check_max_failures, resolve
-from .run import Run
+from .run import Run, enlist
 from .view import watch
 from .worker import standin
 
@@ -338,6 +338,7 @@ class RemoteFunction:
             wrap=wrap,
             max_failures=max_failures,
         )
+        enlist(run)
         watch.begin(driver)
         driver.start()
         return run

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType, TracebackType
 from typing import Any, overload
+from weakref import WeakValueDictionary
 
 from .engine.driver import EMPTY, Driver, line_of
 from .engine.model import CANCELLED, LOST, TIMEOUT, USER, Failure, FailureLine, Snapshot
@@ -24,7 +25,9 @@ from .errors import (
 )
 from .view import render, watch
 
-__all__ = ["Failures", "Run"]
+__all__ = ["Failures", "Run", "Runs", "runs"]
+
+_runs: WeakValueDictionary[int, Run] = WeakValueDictionary()  # by number
 
 
 class Failures(list[FailureLine]):
@@ -32,6 +35,33 @@ class Failures(list[FailureLine]):
 
     def __repr__(self) -> str:
         return "\n".join(render.failure(line) for line in self) or "no failures"
+
+
+class Runs(list["Run"]):
+    """Some runs, as a table."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self)) or "no runs"
+
+
+def runs() -> Runs:
+    """Return the runs of this process that go on, and those that ended and are still held.
+
+    Returns:
+        A list of `Run`, the oldest first.
+
+    Example:
+        >>> import nbmap
+        >>> nbmap.runs()
+        no runs
+    """
+    return Runs(run for _, run in sorted(_runs.items()))
+
+
+def enlist(run: Run) -> None:
+    """Have `runs` know a run that is going to start; also if nobody holds it while it goes on."""
+    run._driver.front = run  # noqa: SLF001 - the driver lets go of it at the end
+    _runs[run._driver.number] = run  # noqa: SLF001
 
 
 class Run:
@@ -254,6 +284,11 @@ class Run:
     def snapshot(self) -> Snapshot:
         """Return the plain picture of the run that views draw."""
         return self._driver.snapshot()
+
+    def _ipython_display_(self) -> None:
+        """Show the run in the notebook's cell, where it is not shown there already."""
+        if not watch.show_again(self._driver):
+            raise NotImplementedError  # which has IPython show the repr
 
     def __repr__(self) -> str:
         return f"<Run {self._driver.number}: {render.summary(self.snapshot())}>"

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..engine.transport import InProcess, Transport
 from ..errors import ClusterError, OptionError
+from ..options import shown
 from ..view.watch import in_kernel
 
 if TYPE_CHECKING:
@@ -32,7 +33,19 @@ if TYPE_CHECKING:
 
     from .local import LocalOwn
 
-__all__ = ["Connection", "Status", "connect", "start", "status", "stop"]
+__all__ = [
+    "Connection",
+    "Status",
+    "connect",
+    "cores",
+    "dashboard",
+    "recent_log",
+    "restart",
+    "start",
+    "status",
+    "stop",
+    "versions",
+]
 
 logger = logging.getLogger("nbmap")
 
@@ -395,8 +408,9 @@ def start(
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
-            msg = f"{name}={value!r} has to be a whole number from 1 on"
+            msg = f"{name}={shown(value)} has to be a whole number from 1 on"
             raise OptionError(msg)
+    _check_memory(memory)
     with _lock:
         if _own is not None and _own.transport.alive():
             if (workers, threads, memory) not in {(None, None, None), _own.asked}:
@@ -405,6 +419,100 @@ def start(
         else:
             _own = _start_own(workers, threads, memory)
     return status()
+
+
+def _check_memory(memory: object) -> None:
+    from dask.utils import parse_bytes
+
+    if memory is None:
+        return
+    try:
+        if isinstance(memory, str) and parse_bytes(memory) > 0:
+            return
+    except (ValueError, OverflowError):
+        pass
+    msg = f'memory={shown(memory)} is no amount of memory: write it as "4GiB" or "500MB"'
+    raise OptionError(msg)
+
+
+def restart() -> Status:
+    """Stop nbmap's own cluster, with what runs on it, and start it with the values it had.
+
+    Returns:
+        What `status()` returns.
+
+    Raises:
+        ClusterError: there is none of our own, or it can't be started.
+    """
+    global _own, _ahead
+    with _lock:
+        if _own is None:
+            named = _named()
+            where = "" if named is None or named == "local" else "; restart the other where it runs"
+            msg = f"nbmap has no cluster of its own to restart{where}"
+            raise ClusterError(msg)
+        workers, threads, memory = _own.asked
+        _own.close()
+        _own, _ahead = None, False
+        _own = _start_own(workers, threads, memory)
+    return status()
+
+
+def dashboard() -> str:
+    """Return the address of the dashboard of what handles run on now, or why there is none.
+
+    Raises:
+        ClusterError: the cluster can't be reached.
+    """
+    with _lock:
+        named = _named()
+        if named is None or named == "local":
+            return (
+                "nbmap's own cluster has no dashboard: it would be readable by every user of this "
+                "machine. The view below a cell shows its runs; `%nbmap connect` takes a cluster "
+                "that has one"
+            )
+        transport = _existing(named) if not isinstance(named, Transport) else named
+        link = getattr(getattr(transport, "client", None), "dashboard_link", None)
+    return str(link) if link else "this cluster serves no dashboard"
+
+
+def versions() -> dict[str, dict[str, str]]:
+    """Return the versions of Python and of packages on the scheduler and each worker.
+
+    Returns:
+        By address; empty where there is no cluster but our own, which has this environment.
+
+    Raises:
+        ClusterError: the cluster can't be reached.
+    """
+    named = _named()
+    if named is None or named == "local" or isinstance(named, Transport):
+        return {}
+    transport: Any = _existing(named)
+    told = transport.client.get_versions(check=False)
+    places = {"the scheduler": told.get("scheduler"), **(told.get("workers") or {})}
+    return {
+        place: {**(found.get("packages") or {}), "python": str(found["host"]["python"])}
+        for place, found in places.items()
+        if found
+    }
+
+
+def recent_log() -> list[str]:
+    """Return the last lines that distributed logged about nbmap's own cluster."""
+    if "distributed" not in sys.modules:  # then there was none
+        return []
+    from .local import recent
+
+    return list(recent.lines)
+
+
+def cores() -> int:
+    """Return how many cores this process may use, within the cgroup's quota."""
+    from .local import cores as counted
+
+    return counted()
 
 
 def stop() -> None:

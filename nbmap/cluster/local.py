@@ -18,9 +18,10 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import signal
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any, ClassVar
 
 import dask
@@ -37,6 +38,26 @@ CLOSE = 3.0  # seconds that closing may take
 # A terminal's Ctrl-C and a kernel's interrupt go to the whole process group. They are meant for the
 # notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
 NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
+
+
+class _Recent(logging.Handler):
+    """Keeps the last lines of a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=500)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line; shortened, and without what may be a password in an address."""
+        text = " ".join(self.format(record).split())
+        self.lines.append(_USER_IN_ADDRESS.sub("://", text)[:500])
+
+
+_USER_IN_ADDRESS = re.compile(r"://[^\s/@]*@")
+
+# What distributed says of our own cluster goes here instead of into the user's terminal.
+recent = _Recent()
 
 
 class WatchedNanny(Nanny):
@@ -87,6 +108,7 @@ class LocalOwn:
             raise ClusterError(msg)
         self._n = workers or cores()
         self.cores = self._n * (threads or 1)
+        logging.getLogger("distributed").addHandler(recent)
         # Read whenever a worker is lost, so it can't be set for the start alone.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
         try:
@@ -143,6 +165,7 @@ class LocalOwn:
             self._client.close(timeout=CLOSE)
         with contextlib.suppress(Exception):
             self._cluster.close(timeout=CLOSE)
+        logging.getLogger("distributed").removeHandler(recent)
 
 
 def cores() -> int:

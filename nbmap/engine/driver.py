@@ -44,6 +44,7 @@ from .model import (
     Pack,
     Print,
     Snapshot,
+    Statuses,
     Work,
     size_of,
 )
@@ -68,6 +69,13 @@ READ_AT_ONCE = 5_000
 TAKE_AT_ONCE = 10_000
 LOOK = 0.5  # seconds after which who waits looks around
 PRINTS = 16 << 20  # characters of prints that a run keeps
+FAILURES = 1000  # failures that a run keeps for its view, whether or not it keeps outcomes
+# From the state's bytes to those of a view: what was sent and not started waits.
+_SHOWN = bytes.maketrans(
+    bytes((state.WAITING, state.SENT, state.DONE, state.FAILED, state.STOPPED)),
+    bytes((0, 0, 2, 3, 4)),
+)
+_RUNNING = 1
 
 _numbers = count(1)
 _clock = time.monotonic
@@ -146,6 +154,7 @@ class Driver:
         self.broken: BaseException | None = None
         self.changed = threading.Condition()
         self.owner: object = None  # kept alive with the run
+        self.front: object = None  # what the user has of it, kept alive until the run has ended
         self.on_print: Callable[[int, str, str], None] | None = None  # on the engine's thread
         self.on_wait: Callable[[], None] | None = None  # called now and then by those who wait
         self.singled: set[int] = set()  # inputs cancelled one by one
@@ -176,7 +185,8 @@ class Driver:
         # opening
         self._mail: SimpleQueue[Any] | None = None
         # what views show
-        self._prints: dict[int, list[str]] = {}
+        self.prints: dict[int, list[str]] = {}  # of each input, as they came
+        self.first_failures: list[Failure] = []  # in order of arrival
         self._printed = 0
         self._made = _clock()
         self._ended: float | None = None
@@ -457,7 +467,7 @@ class Driver:
             text = f"\n…[{message.dropped} characters left out]…\n{text}"
         if self._printed < PRINTS:
             self._printed += len(text)
-            self._prints.setdefault(message.index, []).append(text)
+            self.prints.setdefault(message.index, []).append(text)
         if self.on_print is not None:
             self.on_print(message.index, message.stream, text)
 
@@ -509,6 +519,8 @@ class Driver:
         for outcome in outcomes if type(outcomes[0]) is not Sealed else ():
             if type(outcome) is Failure and outcome is not _CANCELLED:
                 self._newest.append(line_of(outcome))
+                if len(self.first_failures) < FAILURES:
+                    self.first_failures.append(outcome)
         with self.changed:
             at = start - self._base
             self._slots[at : at + len(outcomes)] = outcomes
@@ -527,6 +539,7 @@ class Driver:
             self._permit.notify()
         self._packs.clear()
         self._starts.clear()
+        self.front = None
         with self.changed:
             self.changed.notify_all()
 
@@ -748,7 +761,7 @@ class Driver:
 
     def printed(self, index: int) -> str:
         """Return what an input wrote to stdout and stderr."""
-        return "".join(self._prints.get(index, []))
+        return "".join(self.prints.get(index, []))
 
     def failures(self) -> list[Failure]:
         """Return the failures so far, in input order, without what was cancelled."""
@@ -759,6 +772,22 @@ class Driver:
         """Return the plain picture of the run; on any thread but the engine's."""
         picture: Snapshot = self.transport.engine.wait_for(self._snapshot)
         return picture
+
+    def statuses(self) -> Statuses:
+        """Return how far each input is; on any thread but the engine's."""
+        base, column, running = self.transport.engine.wait_for(self._statuses)
+        shown = bytearray(column.translate(_SHOWN))
+        for index in running:
+            shown[index - base] = _RUNNING
+        return Statuses(base, bytes(shown))
+
+    def _statuses(self) -> tuple[int, bytes, list[int]]:
+        s = self._state
+        running: dict[str, int] = {}  # a lease runs one input, of the first chunk that it has
+        for flight in s.flights.values():
+            if flight.pos < flight.stop:
+                running.setdefault(flight.lease, min(flight.cur, flight.stop - 1))
+        return s.base, bytes(s.column), [i for i in running.values() if i >= s.base]
 
     def _snapshot(self) -> Snapshot:
         s = self._state

@@ -148,6 +148,21 @@ class Snapshot:
     failures: tuple[FailureLine, ...]  # the newest few
 
 
+# The statuses that views tell apart; the place of each is its byte in `Statuses.column`.
+SHOWN_STATUSES = ("waiting", "running", "done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Statuses:
+    """How far each input is: a byte for every one that was read, from input `base` on.
+
+    Those before `base` have ended, and those behind the last wait to be read.
+    """
+
+    base: int
+    column: bytes
+
+
 # --- the stream ------------------------------------------------------------------------------
 
 

@@ -1,15 +1,32 @@
-"""Snapshot → text. Pure, and the one place that escapes what came from user code."""
+"""Snapshot → text and HTML. Pure, and the one place that escapes what came from user code.
+
+The HTML is what stays in a saved notebook. It has no script and no style, since GitHub and an
+untrusted JupyterLab take those away; in a live page the widget puts itself in its place.
+"""
 
 from __future__ import annotations
 
+import html
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..engine.model import FailureLine, Snapshot
+    from ..engine.model import Failure, FailureLine, Snapshot
 
-__all__ = ["brief", "duration", "failure", "plain", "summary"]
+__all__ = [
+    "brief",
+    "duration",
+    "failure",
+    "line",
+    "page",
+    "pages_text",
+    "plain",
+    "printed",
+    "summary",
+    "traceback",
+]
 
 # Characters that turn the reading direction around without being seen: with them a message can
 # show "safe" for "efas". They are category Cf, which must not go as a whole: emoji and Persian
@@ -27,6 +44,12 @@ _ENDED = {
     "stopped": "stopped after {}",
     "broken": "the cluster was lost after {}",
 }
+_PAGE_FAILURES = 20
+_PAGE_TRACEBACK = 8_000  # characters of one
+_PAGE_BYTES = 56_000  # of all together, as HTML
+_TEXT_FAILURES = 10
+_LEFT = '<div align="left">{}</div>'  # JupyterLab aligns what is in tables to the right
+_PRINTED = 65_536  # characters of what one input has printed
 _LONGEST_LEFT = 100 * 86400.0  # an estimate of more than this says nothing
 
 
@@ -85,8 +108,7 @@ def summary(snapshot: Snapshot) -> str:
         parts.append(_counts(s))
         parts += _pace(s)
     else:
-        how = _ENDED.get(s.status, s.status + " after {}").format(duration(s.elapsed))
-        parts.append(f"{_counts(s)}, {how}")
+        parts.append(f"{_counts(s)}, {_how(s)}")
     if s.note:
         parts.append(plain(s.note))
     return f"{plain(s.name, 60)}  {' · '.join(parts)}"
@@ -104,7 +126,34 @@ def brief(snapshot: Snapshot) -> str:
     return " · ".join(parts)
 
 
-def failure(line: FailureLine) -> str:
+def line(snapshot: Snapshot) -> str:
+    """Write what stands at the head of the live view: how far it is, the rate, the time left."""
+    s = snapshot
+    ended = _ended(s)
+    if s.total == 0:
+        return f"0 of 0, {s.status}"
+    if s.total is None:
+        far = f"{ended:,} ended"
+    else:
+        far = f"{ended:,}/{s.total:,} ({100 * ended // s.total}%)"
+    if s.status == "running":
+        return " · ".join([far, *_pace(s)])
+    return f"{far} · {_how(s)}"
+
+
+def printed(text: str) -> str:
+    """Make safe what an input has printed, in lines; of a line that was rewritten the last state."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    last = (line.rstrip("\r").rpartition("\r")[2].expandtabs() for line in lines)
+    return plain("\n".join(last), _PRINTED, newlines=True)
+
+
+def traceback(failure: Failure) -> str:
+    """Make the traceback of a failure safe; one without a traceback has its message."""
+    return plain(failure.traceback or failure.message, _PAGE_TRACEBACK, newlines=True)
+
+
+def failure(line: FailureLine | Failure) -> str:
     """Write one failed input in one line."""
     value = f" ({plain(line.input, 80)})" if line.input else ""
     what = _FAILED.get(line.kind, "failed")
@@ -112,6 +161,113 @@ def failure(line: FailureLine) -> str:
     where = f", {plain(line.worker, 80)}" if line.worker else ""
     because = f": {why}" if why else ""
     return f"input {line.index:,}{value} {what}{because} (attempt {line.attempts}{where})"
+
+
+def page(
+    snapshot: Snapshot,
+    failures: Sequence[Failure],
+    *,
+    mount: str,
+    clock: str = "",
+    unshown: bool = False,
+) -> str:
+    """Write a run as the HTML that a notebook saves: counts, and the first failures.
+
+    Args:
+        snapshot: the run.
+        failures: the first of its failures.
+        mount: names the run to the widget, which shows itself in this element.
+        clock: the time of the snapshot as text, for a run that goes on.
+        unshown: the run is so young or was so short that a line says it all.
+
+    Returns:
+        One `div`, of at most 64 KiB.
+    """
+    s = snapshot
+    name = _html(plain(s.name, 60))
+    if s.status == "running" and unshown and not s.failed:
+        body = f"<p><b>{name}</b>: {_size(s)}, running</p>"
+    else:
+        said = _html(summary(s).removeprefix(plain(s.name, 60)).strip())
+        asof = f" · as of {_html(clock)}" if clock and s.status == "running" else ""
+        body = f"<p><b>{name}</b>: {said}{asof}</p>"
+        if not unshown:
+            body += _counts_table(s)
+        body += _failures_table(failures[:_PAGE_FAILURES], s.failed)
+    return f'<div class="nbmap-mount nbmap-mount-{_html(mount)}">{body}</div>'
+
+
+def pages_text(snapshot: Snapshot, failures: Sequence[FailureLine | Failure]) -> str:
+    """Write a run as the text that stands beside its HTML: a line, and the first failures."""
+    s = snapshot
+    lines = [summary(s)]
+    lines += [f"  {failure(line)}" for line in failures[:_TEXT_FAILURES]]
+    more = s.failed - min(len(failures), _TEXT_FAILURES)
+    if more > 0:
+        lines.append(f"  and {more:,} more: run.failures")
+    return "\n".join(lines)
+
+
+def _how(s: Snapshot) -> str:
+    return _ENDED.get(s.status, s.status + " after {}").format(duration(s.elapsed))
+
+
+def _counts_table(s: Snapshot) -> str:
+    named = (
+        ("done", s.done),
+        ("failed", s.failed),
+        ("cancelled", s.cancelled),
+        ("running", s.running),
+        ("waiting", s.waiting + s.sent),
+    )
+    heads = "".join(f"<th>{name}</th>" for name, _ in named)
+    cells = "".join(f"<td>{count:,}</td>" for _, count in named)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody><tr>{cells}</tr></tbody></table>"
+
+
+def _failures_table(failures: Sequence[Failure], total: int) -> str:
+    if not failures:
+        return ""
+    lines = [_failure_cells(failure) for failure in failures]
+    room = (_PAGE_BYTES - sum(map(len, (cell for line in lines for cell in line)))) // len(lines)
+    rows = ""
+    for failure, (*cells, message) in zip(failures, lines, strict=True):
+        told = message
+        if failure.traceback:
+            text = _fitting_html(failure.traceback, min(room, _PAGE_TRACEBACK))
+            told = f"<details><summary>{message}</summary><pre>{text}</pre></details>"
+        rows += (
+            "<tr>" + "".join(f"<td>{_LEFT.format(cell)}</td>" for cell in (*cells, told)) + "</tr>"
+        )
+    more = total - len(failures)
+    left = (
+        f"<p>{more:,} more failed inputs are not shown here: run.failures</p>" if more > 0 else ""
+    )
+    return (
+        "<table><thead><tr><th>#</th><th>input</th><th>exception</th><th>message</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>{left}"
+    )
+
+
+def _failure_cells(f: Failure) -> tuple[str, str, str, str]:
+    message = plain(f.message) or _FAILED.get(f.kind, "failed")
+    return f"{f.index:,}", _html(plain(f.input)), _html(plain(f.type, 80)), _html(message)
+
+
+def _fitting_html(text: str, room: int) -> str:
+    """Escape text, cut so that it has at most `room` characters as HTML."""
+    limit = room
+    while len(shown := _html(plain(text, limit, newlines=True))) > room and limit > 40:
+        limit //= 2
+    return shown
+
+
+def _size(s: Snapshot) -> str:
+    return "inputs" if s.total is None else f"{s.total:,} input{'' if s.total == 1 else 's'}"
+
+
+def _html(text: str) -> str:
+    return html.escape(text, quote=True)
 
 
 def _escaped(text: str, newlines: bool) -> str:

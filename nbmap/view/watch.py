@@ -1,12 +1,14 @@
 """Shows runs while they run: asks each for a snapshot and hands it to a display.
 
-In a script or terminal a thread does it, ten times a second. In a notebook's kernel no thread of
-ours prints anything, because what it prints lands under whatever cell runs at that moment: there
-the thread that waits for the run does it.
+One thread does it for all runs of the process, ten times a second. In a terminal a display draws a
+bar, in a log it writes lines. In a notebook the display is given by `nbmap.notebook`: what the
+thread does there is to update by display id what the cell's own thread has displayed, since what
+another thread prints would land under whatever cell runs at that moment.
 """
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import sys
 import threading
@@ -15,12 +17,13 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from ..engine.model import Snapshot
+from ..engine.model import Failure, Snapshot, Statuses
 from .terminal import Display, open_display
 
 logger = logging.getLogger("nbmap")
 
 FIRST = 0.5  # seconds before a run is shown
+FIRST_CALL = 2.0  # seconds before a single call is shown, in a notebook
 EVERY = 0.1
 SETTLE = 2.0  # seconds that the end of a run waits for its last line
 
@@ -29,6 +32,8 @@ class Watched(Protocol):
     """What is asked of a run."""
 
     name: str
+    prints: dict[int, list[str]]
+    first_failures: list[Failure]
     on_print: Callable[[int, str, str], None] | None
     on_wait: Callable[[], None] | None
 
@@ -39,32 +44,54 @@ class Watched(Protocol):
     def snapshot(self) -> Snapshot:
         """Return its picture."""
 
+    def statuses(self) -> Statuses:
+        """Return how far each input is."""
+
+    def cancel(self) -> None:
+        """Cancel it."""
+
+
+class Notebook(Protocol):
+    """What shows runs in a notebook's cells."""
+
+    def open(self, run: Watched) -> Display:
+        """Display a run in the cell that runs now."""
+
+    def show_again(self, run: Watched) -> bool:
+        """Display a run in the cell that runs now, if it is not there; tell whether it is."""
+
+
+notebook: Notebook | None = None  # set by nbmap.notebook
+
 
 class Watch:
     """One run that is shown."""
 
     def __init__(self, run: Watched) -> None:
         self.run = run
-        self.display: Display = open_display(name=run.name)
+        self.display = notebook.open(run) if notebook else open_display(name=run.name)
         self.prints: SimpleQueue[tuple[int, str, str]] = SimpleQueue()
-        self.began = time.monotonic()
+        self.began = self.looked = time.monotonic()
         self.closed = threading.Event()
 
-    def look(self) -> None:
-        """Forward what was printed, and show where the run stands."""
-        over = self.run.over
+    def forward(self) -> None:
+        """Pass on what was printed."""
         while True:
             try:
                 self.display.printed(*self.prints.get_nowait())
             except Empty:
-                break
-        if self.closed.is_set():
-            return
-        if over:
-            self.display.close(self.run.snapshot())
-            self.closed.set()
-        elif time.monotonic() - self.began > FIRST:
-            self.display.update(self.run.snapshot())
+                return
+
+    def look(self) -> None:
+        """Show where the run stands."""
+        self.looked = time.monotonic()
+        self.display.update(self.run.snapshot())
+
+    def close(self) -> None:
+        """Show how the run ended."""
+        self.forward()
+        self.display.close(self.run.snapshot())
+        self.closed.set()
 
 
 _lock = threading.Lock()
@@ -77,20 +104,30 @@ def begin(run: Watched) -> None:
     """Show a run from now on."""
     global _thread
     watch = Watch(run)
+    if notebook is None:
+        run.on_print = lambda *printed: watch.prints.put(printed)
     with _lock:
         _watches[id(run)] = watch
-        if in_kernel():
-            run.on_wait = watch.look
-            return
-        run.on_print = lambda *printed: watch.prints.put(printed)
         if _thread is None:
-            _thread = threading.Thread(target=_loop, name="nbmap-view", daemon=True)
+            # In a copy of the context, by which a kernel knows what cell an update belongs to.
+            context = contextvars.copy_context()
+            _thread = threading.Thread(
+                target=context.run, args=(_loop,), name="nbmap-view", daemon=True
+            )
             _thread.start()
 
 
 def begin_quietly(run: Watched) -> None:
-    """Forward what a single call prints, in a script; show nothing else of it."""
-    if in_kernel():
+    """Show a single call if it takes long, in a notebook; elsewhere pass on what it prints."""
+    if notebook is not None:
+        began = time.monotonic()
+
+        def waited() -> None:
+            if time.monotonic() - began > FIRST_CALL:
+                run.on_wait = None
+                begin(run)
+
+        run.on_wait = waited
         return
 
     def first(index: int, stream: str, text: str) -> None:
@@ -101,17 +138,18 @@ def begin_quietly(run: Watched) -> None:
     run.on_print = first
 
 
+def show_again(run: Watched) -> bool:
+    """Show a run in the notebook's cell that runs now; tell whether it is shown there."""
+    return notebook is not None and notebook.show_again(run)
+
+
 def settle(run: Watched) -> None:
     """Return when the end of a run has been shown, so that it stands before what comes next."""
     watch = _watches.get(id(run))
     if watch is None or threading.current_thread() is _thread:
         return
-    if run.on_wait is not None:
-        watch.look()
-        _watches.pop(id(run), None)
-    else:
-        _wake.set()
-        watch.closed.wait(SETTLE)
+    _wake.set()
+    watch.closed.wait(SETTLE)
 
 
 def _loop() -> None:
@@ -119,18 +157,42 @@ def _loop() -> None:
     while True:
         _wake.wait(EVERY)
         _wake.clear()
-        for key, watch in list(_watches.items()):
-            try:
-                watch.look()
-            except Exception:
-                logger.exception("a run can't be shown")
-                watch.closed.set()
-            if watch.closed.is_set():
-                _watches.pop(key, None)
+        _round()
         with _lock:
             if not _watches:
                 _thread = None
                 return
+
+
+def _round() -> None:
+    """Close what has ended, and show the one of the others that was not shown for longest.
+
+    One a round: what is sent to a browser must not grow with the number of runs.
+    """
+    now = time.monotonic()
+    stalest: Watch | None = None
+    for key, watch in list(_watches.items()):
+        try:
+            if watch.run.over:
+                watch.close()
+                _watches.pop(key, None)
+                continue
+            watch.forward()
+        except Exception as error:
+            _give_up(key, watch, error)
+        if now - watch.began > FIRST and (stalest is None or watch.looked < stalest.looked):
+            stalest = watch
+    if stalest is not None:
+        try:
+            stalest.look()
+        except Exception as error:
+            _give_up(id(stalest.run), stalest, error)
+
+
+def _give_up(key: int, watch: Watch, error: Exception) -> None:
+    logger.error("a run can't be shown", exc_info=error)
+    watch.closed.set()
+    _watches.pop(key, None)
 
 
 def in_kernel() -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import unicodedata
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbmap.engine.model import FailureLine, Snapshot
+from nbmap.engine.model import Failure, FailureLine, Snapshot
 from nbmap.view import render
 
 BASE = Snapshot(
@@ -231,3 +233,118 @@ def test_brief() -> None:
 def test_failure(changes: dict[str, object], text: str) -> None:
     """A failed input is one harmless line that says which, why and where."""
     assert render.failure(dataclasses.replace(LINE, **changes)) == text  # type: ignore[arg-type]
+
+
+# --- the HTML that a notebook saves ------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Collects the tags, attributes and text of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = set(), set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(page):
+    tags = Tags()
+    tags.feed(page)
+    tags.close()
+    assert tags.open == []
+    return tags
+
+
+def failed(index, text="bad"):
+    return Failure(index, "user", text, text, traceback=text, input=text)
+
+
+ALLOWED = {
+    "div",
+    "p",
+    "b",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "details",
+    "summary",
+    "pre",
+}
+
+
+@given(nasty, st.sampled_from(["running", "finished", "cancelled", "stopped", "broken"]))
+def test_a_page_has_no_tag_but_its_own(text, status):
+    """Names, inputs, messages and tracebacks of user code add text and nothing else."""
+    s = snapshot(name=text, status=status, failed=2, note=text)
+    tags = read(render.page(s, [failed(1, text), failed(2, text)], mount="id", clock="12:00:00"))
+    assert tags.tags <= ALLOWED
+    assert tags.attributes <= {"class", "align"}
+    shown = "".join(tags.text)
+    assert not any(unicodedata.category(c) in {"Cc", "Cs"} for c in shown if c != "\n")
+    assert not any(c in BIDI for c in shown)
+
+
+def test_a_page_tells_counts_and_the_first_failures():
+    """What is saved has the counts, the failures with their tracebacks, and how many more there are."""
+    s = snapshot(status="finished", total=500, done=470, failed=30, waiting=0, sent=0, running=0)
+    shown = " ".join(read(render.page(s, [failed(i) for i in range(30)], mount="id")).text)
+    assert "470 of 500 done" in shown
+    assert "finished in 5 s" in shown
+    assert "10 more failed inputs" in shown
+
+
+def test_a_page_of_a_run_that_goes_on_says_of_when_it_is():
+    """A notebook that was saved in the middle of a run does not pretend to know how it ended."""
+    page = render.page(snapshot(), [], mount="id", clock="12:00:00")
+    assert "as of 12:00:00" in page
+    assert "as of" not in render.page(snapshot(status="finished"), [], mount="id", clock="12:00:00")
+
+
+def test_a_page_stays_small():
+    """Failures with endless tracebacks make no endless notebook."""
+    long = [failed(i, "<&>" * 100_000) for i in range(1000)]
+    assert len(render.page(snapshot(failed=1000), long, mount="id")) < 64 << 10
+
+
+@pytest.mark.parametrize("total", [0, 1, None])
+def test_no_page_has_a_number_that_is_none(total):
+    """Runs of nothing, and of an unknown number, show no NaN, infinity or percentage of it."""
+    for status in ("running", "finished"):
+        s = snapshot(total=total, done=0, failed=0, waiting=0, sent=0, running=0, status=status)
+        for rate in (0.0, math.inf, math.nan):
+            moving = dataclasses.replace(s, rate=rate)
+            text = render.page(moving, [], mount="id") + render.line(moving)
+            assert not re.search(r"\b(nan|inf|infinity|none)\b", text, re.IGNORECASE)
+
+
+def test_an_empty_run_is_one_line():
+    """A run over nothing says so."""
+    s = snapshot(total=0, done=0, failed=0, waiting=0, sent=0, running=0, status="finished")
+    assert render.line(s) == "0 of 0, finished"
+    assert "0 of 0, finished" in render.page(s, [], mount="id", unshown=True)
+    assert "<table>" not in render.page(s, [], mount="id", unshown=True)
+
+
+def test_the_line_of_the_live_view_says_how_far_a_run_is():
+    """Ended of all, in percent, and how it goes on or ended."""
+    s = snapshot(status="finished", total=5, done=5, failed=0, waiting=0, sent=0, running=0)
+    assert render.line(s) == "5/5 (100%) · finished in 5 s"
+    assert render.line(snapshot()).startswith("60/100 (60%) · 12.3/s · ")
+
+
+def test_of_a_line_that_was_rewritten_the_last_state_is_shown():
+    """A progress bar in the prints of an input is one line, and escapes show as text."""
+    assert render.printed("10%\r50%\r100%\r\nnext\x1b[31m") == "100%\nnext\\x1b[31m"

@@ -1,0 +1,84 @@
+"""Shows runs in the cells of a notebook: the page that the view is given.
+
+In a kernel this is installed when nbmap is first used, so that `@nbmap.remote` has its view also
+where the magics are not loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from IPython.display import DisplayHandle, display
+
+from ..view import watch
+from ..view.terminal import Display
+from ..view.watch import Watched
+from . import kernel
+
+# The notebooks of these show each output in a frame of its own, where no widget can reach the HTML
+# of another. The variables are set in whatever VS Code starts.
+ISOLATING_VARIABLES = ("VSCODE_PID", "VSCODE_CWD")
+ISOLATING_MODULES = ("google.colab",)
+
+
+def install() -> None:
+    """Show runs in cells from now on, where this process is a notebook's kernel; does it once."""
+    if watch.notebook is None and watch.in_kernel():
+        watch.notebook = Cells()
+
+
+@dataclass
+class Shown:
+    """What was displayed in a cell."""
+
+    handle: DisplayHandle
+    cell: str
+
+    def update(self, bundle: dict[str, Any]) -> None:
+        """Replace it by display id, which reaches the right cell from any thread."""
+        self.handle.update(bundle, raw=True)
+
+
+class Cells:
+    """The cells of this kernel's notebook."""
+
+    def __init__(self) -> None:
+        isolated = any(name in os.environ for name in ISOLATING_VARIABLES)
+        isolated = isolated or any(name in sys.modules for name in ISOLATING_MODULES)
+        self.mounts = not isolated
+        self._views: WeakKeyDictionary[Watched, Any] = WeakKeyDictionary()
+
+    # -- for nbmap.view.watch
+
+    def open(self, run: Watched) -> Display:
+        """Display a run in the cell that runs now."""
+        # Here and not above: with anywidget it takes a while, and only runs need it.
+        from ..view.widget import View, answer
+
+        kernel.answer_requests(answer)
+        view = self._views[run] = View(run, self)
+        return view
+
+    def show_again(self, run: Watched) -> bool:
+        """Display a run in the cell that runs now, unless it is there."""
+        view = self._views.get(run)
+        if view is None:
+            return False
+        view.show()
+        return True
+
+    # -- for nbmap.view.widget
+
+    def show(self, bundle: dict[str, Any]) -> Shown:
+        """Display something in the cell that runs now."""
+        handle = display(bundle, raw=True, display_id=True)
+        assert handle is not None
+        return Shown(handle, self.cell())
+
+    def cell(self) -> str:
+        """Name the execution of the cell that runs now."""
+        return kernel.cell()

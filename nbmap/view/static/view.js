@@ -1,0 +1,687 @@
+// The live view of one run. It imports nothing and asks no network.
+//
+// The cell's output is static HTML (render.page). `initialize` puts a view into every element that
+// carries the run's class, and takes it out again when the widget goes: what is saved, exported or
+// reopened is always the HTML. Where outputs can't be reached from here (VS Code, Colab), the
+// notebook displays the widget itself, and `render` puts the view there.
+//
+// The messages are those of nbmap/view/widget.py and are described in
+// tests/decisions/008-what-a-notebook-keeps.md. All text is set as textContent, never as HTML.
+
+const STATUSES = ["waiting", "running", "done", "failed", "cancelled"];
+const GLYPHS = ["·", "▸", "✓", "✗", "–"];
+const [WAITING, RUNNING, DONE, FAILED, CANCELLED] = STATUSES.keys();
+const LOUDEST = [FAILED, RUNNING, CANCELLED]; // what a cell of several inputs shows first
+
+const CELL_MAX = 20; // pixels of a cell of the grid, with its gap
+const CELL_MIN = 2; // below that, a cell stands for several inputs
+const GRID_HEIGHT = 220; // pixels
+const GLYPH_FROM = 11; // pixels of a cell that has room for a glyph
+const FAILURES = 200; // rows in the table
+
+const ACK = 250; // ms until a request goes to the control channel as well
+const PATIENCE = 8000; // ms until a request counts as unanswered
+const SPOKEN = 5000; // ms between two sentences for a screen reader
+
+// --- small things ---------------------------------------------------------------------------
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+const number = (n) => n.toLocaleString("en-US");
+
+function randomId() {
+  const words = crypto.getRandomValues(new Uint32Array(4));
+  return Array.from(words, (word) => word.toString(16).padStart(8, "0")).join("");
+}
+
+// --- the run, as this page knows it -----------------------------------------------------------
+
+class Run {
+  constructor(model) {
+    this.model = model;
+    this.id = model.get("run");
+    this.head = null; // counts and texts, null until the kernel has answered
+    this.column = new Uint8Array(0); // a status for every input
+    this.failures = [];
+    this.views = new Set();
+    this.pending = new Map(); // requests without an answer, by id
+    this.onMessage = (message, buffers) => this.receive(message, buffers ?? []);
+    model.on("msg:custom", this.onMessage);
+    this.request({ type: "hello" }).catch(() => {}); // its answer is a "key" message
+  }
+
+  close() {
+    this.model.off("msg:custom", this.onMessage);
+  }
+
+  receive(message, buffers) {
+    if (message.type === "key") {
+      this.failures = message.failures;
+      this.takeHead(message.head);
+      this.column.fill(WAITING);
+      if (message.ranges === null) this.column.set(bytesOf(buffers[0]).subarray(0, this.column.length));
+      else this.fill(rangesOf(message.ranges, bytesOf(buffers[0])));
+      this.tell((view) => view.reset());
+    } else if (message.type === "delta" && this.head) {
+      this.failures.push(...message.failures);
+      const grown = this.takeHead(message.head);
+      const ranges = rangesOf(message.ranges, bytesOf(buffers[0]));
+      this.fill(ranges);
+      this.tell((view) => (grown ? view.redraw() : view.update(ranges)));
+    } else if (message.type === "answer") {
+      this.settle(message.rid, message.result);
+    }
+  }
+
+  takeHead(head) {
+    this.head = head;
+    if (head.cells === this.column.length) return false;
+    const column = new Uint8Array(head.cells);
+    column.set(this.column.subarray(0, head.cells));
+    this.column = column;
+    return true;
+  }
+
+  fill(ranges) {
+    for (const [start, stop, status] of ranges) this.column.fill(status, start, stop);
+  }
+
+  tell(what) {
+    for (const view of this.views) what(view);
+  }
+
+  get running() {
+    return this.head !== null && this.head.status === "running";
+  }
+
+  // A kernel that runs a cell may not read comm messages before its end, but it always reads the
+  // control channel. So a request goes there as well when nobody has answered; it carries an id,
+  // and the kernel acts on it once.
+  request(body) {
+    const rid = randomId();
+    const sent = { ...body, rid };
+    return new Promise((resolve, reject) => {
+      this.pending.set(rid, resolve);
+      try {
+        this.model.send(sent);
+      } catch {
+        // a comm that is closed: the control channel may still be there
+      }
+      setTimeout(() => this.pending.has(rid) && this.control(sent), ACK);
+      setTimeout(() => this.pending.delete(rid) && reject(new Error("no answer")), PATIENCE);
+    });
+  }
+
+  control(body) {
+    const kernel = this.model.widget_manager?.kernel;
+    if (!kernel?.sendControlMessage) return;
+    const header = {
+      msg_id: randomId(),
+      msg_type: "nbmap_request",
+      session: kernel.clientId,
+      username: kernel.username ?? "",
+      date: new Date().toISOString(),
+      version: "5.3",
+    };
+    const content = { run: this.id, body };
+    try {
+      const message = { header, parent_header: {}, metadata: {}, content, channel: "control", buffers: [] };
+      const future = kernel.sendControlMessage(message, true, true);
+      future.onReply = (reply) => this.settle(body.rid, reply.content?.result);
+      future.done.catch(() => {});
+    } catch {
+      // a kernel that is going away
+    }
+  }
+
+  settle(rid, result) {
+    const resolve = this.pending.get(rid);
+    if (resolve && result) {
+      this.pending.delete(rid);
+      resolve(result);
+    }
+  }
+}
+
+function bytesOf(buffer) {
+  if (!buffer) return new Uint8Array(0);
+  return new Uint8Array(buffer.buffer ?? buffer, buffer.byteOffset ?? 0, buffer.byteLength);
+}
+
+// Return [start, stop, status] of `count` ranges: all starts, all lengths (u32), all statuses (u8).
+function rangesOf(count, bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const ranges = [];
+  for (let k = 0; k < count; k++) {
+    const start = view.getUint32(4 * k, true);
+    const length = view.getUint32(4 * (count + k), true);
+    ranges.push([start, start + length, view.getUint8(8 * count + k)]);
+  }
+  return ranges;
+}
+
+// --- the grid: a cell for every input, or for several where there are too many -----------------
+
+class Grid {
+  constructor(run, onPick) {
+    this.run = run;
+    this.onPick = onPick;
+    this.cursor = 0; // the input that the keyboard is at
+    this.canvas = element("canvas", "nbmap-grid");
+    this.canvas.tabIndex = 0;
+    this.canvas.setAttribute("role", "listbox");
+    this.option = element("span");
+    this.option.id = `nbmap-${randomId()}`;
+    this.option.setAttribute("role", "option");
+    this.option.setAttribute("aria-selected", "true");
+    this.canvas.setAttribute("aria-activedescendant", this.option.id);
+    this.canvas.append(this.option);
+    this.tip = element("div", "nbmap-note", "\u00a0");
+    this.context = this.canvas.getContext("2d");
+    this.canvas.addEventListener("click", (event) => this.click(event));
+    this.canvas.addEventListener("pointermove", (event) => this.point(event));
+    this.canvas.addEventListener("pointerleave", () => setText(this.tip, "\u00a0"));
+    this.canvas.addEventListener("keydown", (event) => this.key(event));
+    this.canvas.addEventListener("focus", () => this.move(this.cursor));
+    this.canvas.addEventListener("blur", () => this.paint());
+    this.colors = [];
+    this.width = 0;
+    this.bins = 0;
+  }
+
+  // Choose the size of a cell so that all fit, and make several inputs share one where none does.
+  layout(width) {
+    const n = this.run.column.length;
+    this.width = width;
+    const fits = (size) => Math.ceil(n / Math.max(1, Math.floor(width / size))) * size <= GRID_HEIGHT;
+    let size = CELL_MAX;
+    while (size > CELL_MIN && !fits(size)) size--;
+    this.size = size;
+    this.columns = Math.max(1, Math.floor(width / size));
+    const most = this.columns * Math.floor(GRID_HEIGHT / size);
+    this.per = Math.max(1, Math.ceil(n / most));
+    this.bins = Math.ceil(n / this.per);
+    const rows = Math.ceil(this.bins / this.columns);
+    const scale = size < GLYPH_FROM ? 1 : window.devicePixelRatio || 1;
+    const pixels = [Math.min(this.columns, Math.max(1, this.bins)) * size, Math.max(1, rows) * size];
+    [this.canvas.width, this.canvas.height] = pixels.map((p) => Math.round(p * scale));
+    [this.canvas.style.width, this.canvas.style.height] = pixels.map((p) => `${p}px`);
+    this.context.setTransform(scale, 0, 0, scale, 0, 0);
+    this.canvas.hidden = n === 0;
+    this.canvas.setAttribute("aria-label", `${number(n)} inputs; arrow keys move, Enter shows one`);
+    this.option.setAttribute("aria-setsize", String(n));
+    this.cursor = Math.min(this.cursor, Math.max(0, n - 1));
+  }
+
+  readColors() {
+    const style = getComputedStyle(this.canvas);
+    this.colors = STATUSES.map((name) => style.getPropertyValue(`--nbmap-${name}`).trim());
+    this.ink = style.getPropertyValue("--nbmap-on-status").trim();
+    this.edge = style.color;
+  }
+
+  paint(ranges) {
+    if (!this.bins) return;
+    if (ranges === undefined) {
+      this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+      for (let bin = 0; bin < this.bins; bin++) this.paintBin(bin);
+    } else {
+      for (const [start, stop] of ranges) {
+        const last = Math.floor((stop - 1) / this.per);
+        for (let bin = Math.floor(start / this.per); bin <= last; bin++) this.paintBin(bin);
+      }
+    }
+    if (document.activeElement === this.canvas) this.paintCursor();
+  }
+
+  paintBin(bin) {
+    const { context, size } = this;
+    const [x, y] = this.place(bin);
+    const gap = size >= 8 ? 2 : size > CELL_MIN ? 1 : 0;
+    const status = this.statusOf(bin);
+    context.clearRect(x, y, size, size);
+    if (status === WAITING && size >= 8) {
+      context.strokeStyle = this.colors[WAITING];
+      context.strokeRect(x + 0.5, y + 0.5, size - gap - 1, size - gap - 1);
+    } else {
+      context.fillStyle = this.colors[status];
+      context.fillRect(x, y, size - gap, size - gap);
+    }
+    if (size < GLYPH_FROM) return;
+    context.font = `bold ${size - 7}px sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillStyle = status === WAITING ? this.edge : this.ink;
+    context.fillText(GLYPHS[status], x + (size - gap) / 2, y + (size - gap) / 2 + 0.5);
+  }
+
+  paintCursor() {
+    const [x, y] = this.place(Math.floor(this.cursor / this.per));
+    this.context.strokeStyle = this.edge;
+    this.context.lineWidth = 2;
+    this.context.strokeRect(x + 1, y + 1, this.size - 2, this.size - 2);
+    this.context.lineWidth = 1;
+  }
+
+  place(bin) {
+    return [(bin % this.columns) * this.size, Math.floor(bin / this.columns) * this.size];
+  }
+
+  inputsOf(bin) {
+    return [bin * this.per, Math.min(this.run.column.length, (bin + 1) * this.per)];
+  }
+
+  countsOf(bin) {
+    const [start, stop] = this.inputsOf(bin);
+    const counts = new Array(STATUSES.length).fill(0);
+    for (let i = start; i < stop; i++) counts[this.run.column[i]]++;
+    return counts;
+  }
+
+  statusOf(bin) {
+    if (this.per === 1) return this.run.column[bin];
+    const counts = this.countsOf(bin);
+    const loud = LOUDEST.find((status) => counts[status] > 0);
+    return loud ?? (counts[DONE] > counts[WAITING] ? DONE : WAITING);
+  }
+
+  describe(bin) {
+    const [start, stop] = this.inputsOf(bin);
+    if (stop - start === 1) return `input ${number(start)}: ${STATUSES[this.run.column[start]]}`;
+    const parts = this.countsOf(bin).map((count, s) => (count ? `${number(count)} ${STATUSES[s]}` : ""));
+    return `inputs ${number(start)}–${number(stop - 1)}: ${parts.filter(Boolean).join(", ")}`;
+  }
+
+  // The input of a cell that one wants to see most.
+  pickOf(bin) {
+    const [start, stop] = this.inputsOf(bin);
+    for (const status of LOUDEST) {
+      const at = this.run.column.indexOf(status, start);
+      if (at >= 0 && at < stop) return at;
+    }
+    return start;
+  }
+
+  binAt(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const column = Math.floor((event.clientX - box.left) / this.size);
+    const bin = Math.floor((event.clientY - box.top) / this.size) * this.columns + column;
+    return column >= 0 && column < this.columns && bin >= 0 && bin < this.bins ? bin : null;
+  }
+
+  click(event) {
+    const bin = this.binAt(event);
+    if (bin === null) return;
+    this.move(this.pickOf(bin));
+    this.onPick(this.cursor);
+  }
+
+  point(event) {
+    const bin = this.binAt(event);
+    setText(this.tip, bin === null ? "\u00a0" : this.describe(bin));
+  }
+
+  move(index) {
+    this.cursor = Math.max(0, Math.min(this.run.column.length - 1, index));
+    const told = this.describe(Math.floor(this.cursor / this.per));
+    setText(this.option, told);
+    setText(this.tip, told);
+    this.option.setAttribute("aria-posinset", String(this.cursor + 1));
+    this.paint();
+  }
+
+  key(event) {
+    const row = this.columns * this.per;
+    const steps = { ArrowRight: this.per, ArrowLeft: -this.per, ArrowDown: row, ArrowUp: -row };
+    if (event.key in steps) this.move(this.cursor + steps[event.key]);
+    else if (event.key === "Home") this.move(0);
+    else if (event.key === "End") this.move(this.run.column.length - 1);
+    else if (event.key === "f" || event.key === "F") this.moveToFailure();
+    else if (event.key === "Enter" || event.key === " ")
+      this.onPick(this.pickOf(Math.floor(this.cursor / this.per)));
+    else return;
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab's command mode would act on the same key
+  }
+
+  moveToFailure() {
+    const column = this.run.column;
+    const after = column.indexOf(FAILED, this.cursor + 1);
+    const next = after >= 0 ? after : column.indexOf(FAILED);
+    if (next >= 0) this.move(next);
+  }
+}
+
+// --- the view -------------------------------------------------------------------------------
+
+class View {
+  constructor(run, onTheme) {
+    this.run = run;
+    this.root = element("section", "nbmap");
+    this.root.setAttribute("aria-label", `nbmap: ${run.model.get("name")}`);
+    this.line = element("span", "nbmap-line");
+    this.cancel = element("button", "nbmap-cancel", "Cancel");
+    this.cancel.type = "button";
+    this.cancel.addEventListener("click", () => this.cancelRun());
+    const top = element("div", "nbmap-top");
+    top.append(element("span", "nbmap-name", run.model.get("name")), this.line, this.cancel);
+    this.note = element("div", "nbmap-note nbmap-remark");
+    this.bar = this.makeBar();
+    this.legend = this.makeLegend();
+    this.grid = new Grid(run, (index) => this.showDetail(index));
+    this.detail = element("div", "nbmap-detail");
+    this.detail.hidden = true;
+    this.failures = this.makeFailures();
+    this.spoken = element("div", "nbmap-spoken");
+    this.spoken.setAttribute("role", "status");
+    const parts = [top, this.note, this.bar, this.legend, this.grid.canvas, this.grid.tip];
+    this.root.append(...parts, this.detail, this.failures, this.spoken);
+    this.spokenAt = 0;
+    this.rowsMade = 0;
+    this.frame = 0;
+    this.ranges = []; // what has changed since the last frame; null for everything
+    this.resized = new ResizeObserver(() => this.resize());
+    this.resized.observe(this.root);
+    this.themed = new MutationObserver(() => this.redraw());
+    const attributeFilter = ["class", "data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind"];
+    this.themed.observe(document.body, { attributes: true, attributeFilter });
+    run.views.add(this);
+    this.reset();
+  }
+
+  close() {
+    this.run.views.delete(this);
+    this.resized.disconnect();
+    this.themed.disconnect();
+    cancelAnimationFrame(this.frame);
+    this.root.remove();
+  }
+
+  makeBar() {
+    const bar = element("div", "nbmap-bar");
+    bar.setAttribute("role", "progressbar");
+    bar.setAttribute("aria-label", "inputs that have ended");
+    bar.setAttribute("aria-valuemin", "0");
+    this.segments = [DONE, FAILED, CANCELLED, RUNNING].map((status) => {
+      const segment = element("i", `nbmap-${STATUSES[status]}`);
+      segment.dataset.status = STATUSES[status];
+      bar.append(segment);
+      return segment;
+    });
+    return bar;
+  }
+
+  makeLegend() {
+    const legend = element("ul", "nbmap-legend");
+    this.counts = STATUSES.map((name, status) => {
+      const swatch = element("span", `nbmap-swatch nbmap-${name}`, GLYPHS[status]);
+      swatch.setAttribute("aria-hidden", "true");
+      const count = element("b", "", "0");
+      count.dataset.status = name;
+      const entry = element("li");
+      entry.append(swatch, count, ` ${name}`);
+      legend.append(entry);
+      return count;
+    });
+    return legend;
+  }
+
+  makeFailures() {
+    const box = element("details", "nbmap-failures");
+    box.open = true;
+    this.failuresTitle = element("summary");
+    const table = element("table");
+    const head = element("tr");
+    for (const name of ["#", "input", "exception", "message"]) {
+      const cell = element("th", "", name);
+      cell.scope = "col";
+      head.append(cell);
+    }
+    const thead = element("thead");
+    thead.append(head);
+    this.rows = element("tbody");
+    table.append(thead, this.rows);
+    const scroll = element("div", "nbmap-scroll");
+    scroll.append(table);
+    box.append(this.failuresTitle, scroll);
+    return box;
+  }
+
+  // -- changes; they are drawn together, once a frame
+
+  reset() {
+    this.rows.replaceChildren();
+    this.rowsMade = 0;
+    this.redraw();
+  }
+
+  redraw() {
+    this.ranges = null;
+    this.schedule();
+  }
+
+  update(ranges) {
+    if (this.ranges !== null) this.ranges.push(...ranges);
+    this.schedule();
+  }
+
+  resize() {
+    if (Math.abs(this.root.clientWidth - (this.grid.width ?? 0) - 18) > 1) this.redraw();
+  }
+
+  schedule() {
+    if (!this.frame) this.frame = requestAnimationFrame(() => this.draw());
+  }
+
+  draw() {
+    this.frame = 0;
+    const head = this.run.head;
+    if (!head) return;
+    setText(this.line, head.line);
+    setText(this.note, head.note);
+    this.drawCounts(head);
+    this.drawCancel(head);
+    this.drawGrid();
+    this.drawFailures(head);
+    this.speak(head);
+  }
+
+  drawCounts(head) {
+    const total = Math.max(1, head.total ?? head.counts.reduce((a, b) => a + b, 0));
+    const ended = head.counts[DONE] + head.counts[FAILED] + head.counts[CANCELLED];
+    this.counts.forEach((node, status) => setText(node, number(head.counts[status])));
+    for (const segment of this.segments) {
+      const count = head.counts[STATUSES.indexOf(segment.dataset.status)];
+      segment.style.width = `${(100 * count) / total}%`;
+    }
+    this.bar.setAttribute("aria-valuemax", String(total));
+    this.bar.setAttribute("aria-valuenow", String(ended));
+    this.bar.setAttribute("aria-valuetext", head.line);
+  }
+
+  drawCancel(head) {
+    this.cancel.hidden = head.status !== "running";
+  }
+
+  drawGrid() {
+    if (this.ranges === null) {
+      const width = Math.max(60, this.root.clientWidth - 18);
+      this.grid.readColors();
+      this.grid.layout(width);
+      this.grid.paint();
+    } else {
+      this.grid.paint(this.ranges);
+    }
+    this.ranges = [];
+  }
+
+  drawFailures(head) {
+    const known = this.run.failures;
+    const total = head.counts[FAILED];
+    this.failures.hidden = known.length === 0;
+    const shown = Math.min(known.length, FAILURES);
+    const rest = shown < total ? ` – the first ${number(shown)} are shown` : "";
+    setText(this.failuresTitle, `${number(total)} failed${rest}`);
+    for (let at = this.rowsMade; at < shown; at++) this.rows.append(...failureRows(known[at]));
+    this.rowsMade = shown;
+  }
+
+  speak(head) {
+    const now = performance.now();
+    if (now - this.spokenAt < SPOKEN && head.status === "running") return;
+    this.spokenAt = now;
+    setText(this.spoken, `${this.run.model.get("name")}: ${head.line}`);
+  }
+
+  // -- what the user asks for
+
+  async cancelRun() {
+    this.cancel.disabled = true;
+    setText(this.cancel, "Cancelling…");
+    try {
+      await this.run.request({ type: "cancel" });
+    } catch {
+      this.cancel.disabled = false;
+      setText(this.cancel, "Cancel");
+      const hint = "The kernel did not answer. The notebook's Interrupt button (■) also cancels this run.";
+      setText(this.note, hint);
+    }
+  }
+
+  async showDetail(index) {
+    this.detail.hidden = false;
+    const status = STATUSES[this.run.column[index]];
+    const title = element("b", "", `input ${number(index)}: ${status}`);
+    this.detail.replaceChildren(title);
+    try {
+      const told = await this.run.request({ type: "detail", index });
+      const input = told.input ? [element("span", "nbmap-note", told.input)] : [];
+      const printed = element("pre", "nbmap-printed", told.printed || "(it has printed nothing)");
+      printed.setAttribute("aria-label", `what input ${number(index)} has printed`);
+      printed.tabIndex = 0;
+      const traceback = told.traceback ? [element("pre", "nbmap-traceback", told.traceback)] : [];
+      this.detail.replaceChildren(title, ...input, printed, ...traceback);
+    } catch {
+      this.detail.append(element("span", "nbmap-note", "The kernel did not answer."));
+    }
+  }
+}
+
+// A failure is a row; its traceback, a row under it across the whole table, opens with the message.
+function failureRows(failure) {
+  const row = element("tr");
+  row.append(element("td", "", number(failure.index)), element("td", "", failure.input));
+  row.append(element("td", "", failure.type));
+  const message = element("td");
+  row.append(message);
+  if (!failure.traceback) {
+    message.textContent = failure.message;
+    return [row];
+  }
+  const details = element("details");
+  details.append(element("summary", "", failure.message));
+  message.append(details);
+  const text = element("pre", "nbmap-traceback");
+  const wide = element("td");
+  wide.colSpan = 4;
+  wide.append(text);
+  const under = element("tr");
+  under.hidden = true;
+  under.append(wide);
+  details.addEventListener("toggle", () => {
+    text.textContent = failure.traceback;
+    under.hidden = !details.open;
+  });
+  return [row, under];
+}
+
+// --- into the page ----------------------------------------------------------------------------
+
+// Put a view into every element of the page that is the run's, now and later.
+function mountAll(run) {
+  const mounted = new Map(); // element -> view
+  const selector = `.nbmap-mount-${run.id}`;
+  function mount(place) {
+    const view = takeAway(place) ?? new View(run);
+    place.classList.add("nbmap-mounted"); // which hides the HTML in it
+    place.append(view.root);
+    mounted.set(place, view);
+    view.redraw();
+  }
+  // An output that is brought up to date is a new element: the view moves there as it is.
+  function takeAway(place) {
+    for (const [old, view] of mounted) {
+      if (isGone(old)) {
+        mounted.delete(old);
+        return view;
+      }
+    }
+    return undefined;
+  }
+  function scan() {
+    for (const place of document.querySelectorAll(selector)) if (!mounted.has(place)) mount(place);
+    for (const [place, view] of mounted) {
+      if (isGone(place)) {
+        view.close();
+        mounted.delete(place);
+      }
+    }
+  }
+  let due = 0;
+  const observer = new MutationObserver(() => {
+    due ||= requestAnimationFrame(() => {
+      due = 0;
+      scan();
+    });
+  });
+  function begin() {
+    observer.observe(document.body, { childList: true, subtree: true });
+    scan();
+  }
+  // Before the kernel has answered there is nothing to show, and the HTML tells more.
+  const waiting = { reset: () => (run.views.delete(waiting), begin()) };
+  run.views.add(waiting);
+  return () => {
+    observer.disconnect();
+    cancelAnimationFrame(due);
+    for (const [place, view] of mounted) {
+      place.classList.remove("nbmap-mounted");
+      view.close();
+    }
+  };
+}
+
+// JupyterLab takes cells that are scrolled away out of the page and puts them back later: those
+// are out of the page as a whole, and what is gone is out of its output.
+function isGone(place) {
+  return !place.isConnected && !place.closest(".jp-Cell, .jp-OutputArea");
+}
+
+const runs = new WeakMap(); // model -> Run
+
+export default {
+  initialize({ model }) {
+    const run = new Run(model);
+    runs.set(model, run);
+    const unmount = model.get("mounts") ? mountAll(run) : () => {};
+    return () => {
+      unmount();
+      run.close();
+    };
+  },
+  render({ model, el }) {
+    const run = runs.get(model) ?? new Run(model);
+    const view = new View(run);
+    el.append(view.root);
+    return () => view.close();
+  },
+};

@@ -1,0 +1,338 @@
+"""The live view of a run in a notebook's cell. The only home of anywidget.
+
+What the cell holds is HTML and text (`render.page`), displayed once and then brought up to date by
+display id: at the end, and now and then before. The widget, one a run, carries the same to the
+browser as messages, at most one a tick; its JavaScript puts a live view in the place of the HTML.
+It is opened for runs that take longer than half a second, and tells nothing before a browser has
+said hello. Where none does, the HTML is brought up to date every second instead.
+
+Messages, as `tests/decisions/008-what-a-notebook-keeps.md` describes them::
+
+    kernel ──▶ browser   key     head, failures; all statuses as bytes
+                         delta   head, new failures; the statuses that changed, as ranges
+                         answer  to one request
+    browser ──▶ kernel   hello · cancel · detail     each with an id; acted on once
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import anywidget
+import traitlets
+
+from ..engine.model import Failure, Snapshot, Statuses
+from . import render
+from .cells import MOST, Cells, packed
+from .watch import Watched
+
+__all__ = ["Bundle", "Output", "Page", "View", "answer"]
+
+STATIC = Path(__file__).parent / "static"
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+
+HELLO = 3.0  # seconds that a browser has to say hello before the HTML moves without it
+STATIC_EVERY = 1.0  # seconds between two states of the HTML where no browser shows the widget
+SAVED_EVERY = 30.0  # the same where one does: for a notebook that is saved meanwhile
+STILL = 1.0  # seconds after which a run in which nothing has changed says so
+FAILURES_AT_ONCE = 50
+KEPT = 20  # ended runs whose widgets stay, for a page that is loaded again
+REQUESTS = 256  # of which the answers are remembered
+
+Bundle = dict[str, Any]
+
+
+class Output(Protocol):
+    """Something that was displayed in a cell."""
+
+    cell: str  # names the execution of the cell
+
+    def update(self, bundle: Bundle) -> None:
+        """Replace it, from any thread."""
+
+
+class Page(Protocol):
+    """The notebook that shows runs."""
+
+    mounts: bool  # whether a widget can reach the HTML of a cell's output
+
+    def show(self, bundle: Bundle) -> Output:
+        """Display something in the cell that runs now."""
+
+    def cell(self) -> str:
+        """Name the execution of the cell that runs now."""
+
+
+class Model(anywidget.AnyWidget):
+    """One run's widget; all that it carries goes in messages."""
+
+    _esm = STATIC / "view.js"
+    _css = STATIC / "view.css"
+    run = traitlets.Unicode("").tag(sync=True)
+    name = traitlets.Unicode("").tag(sync=True)
+    mounts = traitlets.Bool(default_value=True).tag(sync=True)
+
+    def __init__(self, receive: Callable[[dict[str, Any]], None], **traits: Any) -> None:
+        # Before the comm is opened: a browser may speak as soon as it is.
+        self.on_msg(lambda _widget, content, _buffers: receive(content))
+        super().__init__(**traits)
+
+    def close(self) -> None:
+        """Close the widget with the one that ipywidgets has made beside it."""
+        self.layout.close()
+        super().close()
+
+
+_views: WeakValueDictionary[str, View] = WeakValueDictionary()  # by id
+_kept: deque[View] = deque()  # ended, and their widgets are open
+
+
+def answer(run: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Act on a browser's request that came on the control channel; on any thread.
+
+    Args:
+        run: the id of a view.
+        body: the request.
+
+    Returns:
+        The answer, or None where there is no such run any more.
+    """
+    view = _views.get(run)
+    return None if view is None else view.answer(body)
+
+
+class View:
+    """One run in the notebook; the view thread updates it, requests come on other threads."""
+
+    def __init__(self, run: Watched, page: Page) -> None:
+        self.id = uuid4().hex
+        self._run: Watched | None = run
+        self._name = run.name
+        self._prints = run.prints
+        self._failures = run.first_failures
+        self._page = page
+        self._began = time.monotonic()
+        self._model: Model | None = None
+        self._outputs: list[Output] = []
+        self._snapshot = run.snapshot()
+        self._cells = Cells()
+        self._lock = threading.Lock()  # of the four below, never held while something is sent
+        self._heard = False
+        self._key_due = False
+        self._ended = False
+        self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._told: tuple[Any, ...] = ()  # what the last message said
+        self._told_failures = 0
+        self._told_at = 0.0
+        self._published = self._began
+        _views[self.id] = self
+        self.show()
+
+    # -- in the cell
+
+    def show(self) -> None:
+        """Display the run in the cell that runs now, unless it is there."""
+        cell = self._page.cell()
+        if all(output.cell != cell for output in self._outputs):
+            self._outputs.append(self._page.show(self._bundle()))
+
+    def _bundle(self) -> Bundle:
+        s = self._snapshot
+        bundle: Bundle = {
+            "text/plain": render.pages_text(s, self._failures),
+            "text/html": render.page(
+                s,
+                self._failures,
+                mount=self.id,
+                clock=time.strftime("%H:%M:%S"),
+                unshown=self._model is None,
+            ),
+        }
+        if self._model is not None and not self._page.mounts and not self._ended:
+            bundle[WIDGET_MIME] = {
+                "version_major": 2,
+                "version_minor": 0,
+                "model_id": self._model.model_id,
+            }
+        return bundle
+
+    def _publish(self) -> None:
+        self._published = time.monotonic()
+        bundle = self._bundle()
+        for output in self._outputs:
+            output.update(bundle)
+
+    # -- on the view thread
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show the run as it is now."""
+        self._snapshot = snapshot
+        if self._model is None:
+            self._model = Model(
+                self._receive,
+                run=self.id,
+                name=render.plain(self._name, 60),
+                mounts=self._page.mounts,
+            )
+            self._publish()
+        now = time.monotonic()
+        if self._heard:
+            self._tell()
+            if now - self._published > SAVED_EVERY:
+                self._publish()
+        elif now - self._began > HELLO and now - self._published > STATIC_EVERY:
+            self._publish()
+
+    def printed(self, index: int, stream: str, text: str) -> None:
+        """Prints stay with their input until somebody asks for them."""
+
+    def close(self, snapshot: Snapshot) -> None:
+        """Show how the run ended."""
+        self._snapshot = snapshot
+        if self._model is not None:
+            late = len(self._failures) - self._told_failures > FAILURES_AT_ONCE
+            with self._lock:
+                self._key_due |= late
+            self._tell()
+            with self._lock:
+                self._ended = True
+                heard, key = self._heard, self._key_due
+            if key:  # a browser that said hello since
+                self._send_key()
+            if heard or time.monotonic() - self._began < HELLO:
+                self._keep()
+            else:
+                self._model.close()
+        self._ended = True
+        self._run = None  # which may hold every output
+        self._publish()
+
+    def _keep(self) -> None:
+        _kept.append(self)
+        while len(_kept) > KEPT:
+            old = _kept.popleft()
+            if old._model is not None:  # noqa: SLF001 - one of us
+                old._model.close()  # noqa: SLF001
+
+    # -- messages
+
+    def _tell(self) -> None:
+        """Send what has changed since the last message; on the view thread."""
+        assert self._run is not None
+        changes = self._cells.take(self._run.statuses())
+        with self._lock:
+            heard, key, self._key_due = self._heard, self._key_due, False
+        if not heard:
+            return
+        s, now = self._snapshot, time.monotonic()
+        state = (s.status, s.total, s.done, s.failed, s.cancelled, s.running, s.note)
+        if key or changes is None:
+            self._send_key()
+        elif (
+            changes
+            or state != self._told
+            or self._told_failures < len(self._failures)
+            or now - self._told_at > STILL
+        ):
+            new = self._failures[self._told_failures : self._told_failures + FAILURES_AT_ONCE]
+            self._told_failures += len(new)
+            message = {
+                "type": "delta",
+                "head": self._head(),
+                "failures": _shown(new),
+                "ranges": len(changes),
+            }
+            self._send(message, [packed(changes)])
+        else:
+            return
+        self._told, self._told_at = state, now
+
+    def _send_key(self) -> None:
+        known = self._failures[:]
+        self._told_failures = len(known)
+        column = self._cells.column
+        ranges = Cells().take(Statuses(0, column))
+        message = {
+            "type": "key",
+            "head": self._head(),
+            "failures": _shown(known),
+            "ranges": None if ranges is None else len(ranges),
+        }
+        self._send(message, [column if ranges is None else packed(ranges)])
+
+    def _send(self, message: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
+        if self._model is not None:
+            self._model.send(message, buffers=list(buffers))
+
+    def _head(self) -> dict[str, Any]:
+        s = self._snapshot
+        cells = max(s.total or 0, len(self._cells.column))
+        return {
+            "status": s.status,
+            "total": s.total,
+            "cells": cells if cells <= MOST else 0,
+            "counts": [s.waiting + s.sent, s.running, s.done, s.failed, s.cancelled],
+            "line": render.line(s),
+            "note": render.plain(s.note),
+        }
+
+    # -- requests, on any thread
+
+    def _receive(self, body: dict[str, Any]) -> None:
+        """Act on a request that came as a comm message."""
+        result = self.answer(body)
+        self._send({"type": "answer", "rid": body.get("rid"), "result": result})
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Act on a request, once, and return the answer; the same may come on two channels."""
+        rid = str(body.get("rid"))
+        with self._lock:
+            if rid in self._answers:
+                return self._answers[rid]
+            result = self._answers[rid] = {"ok": True}
+            while len(self._answers) > REQUESTS:
+                self._answers.popitem(last=False)
+        what = body.get("type")
+        if what == "hello":
+            self._welcome()
+        elif what == "cancel" and (run := self._run) is not None:
+            run.cancel()
+        elif what == "detail" and isinstance(index := body.get("index"), int):
+            result |= self._detail(index)
+        return result
+
+    def _welcome(self) -> None:
+        with self._lock:
+            self._heard = self._key_due = True
+            ended = self._ended
+        if ended:  # nobody else will send it
+            self._send_key()
+
+    def _detail(self, index: int) -> dict[str, str]:
+        """Return what is known of one input, as text that is safe to show."""
+        found = [failure for failure in self._failures if failure.index == index]
+        return {
+            "input": render.plain(found[0].input) if found else "",
+            "printed": render.printed("".join(self._prints.get(index, []))),
+            "traceback": render.traceback(found[0]) if found else "",
+        }
+
+
+def _shown(failures: Sequence[Failure]) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": failure.index,
+            "input": render.plain(failure.input),
+            "type": render.plain(failure.type, 80),
+            "message": render.plain(failure.message, 500) or failure.kind,
+            "traceback": render.traceback(failure),
+        }
+        for failure in failures
+    ]

@@ -1,0 +1,158 @@
+"""A real IPython with nbmap loaded, and real kernels."""
+
+import contextlib
+import os
+import sys
+from queue import Empty
+
+import pytest
+from IPython import version_info
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
+
+import nbmap
+from nbmap.cluster import connect
+from nbmap.engine.transport import InProcess
+
+
+class Ran:
+    """What a cell did: IPython's record, and what it printed."""
+
+    def __init__(self, result, out, err):
+        self.result, self.out, self.err = result, out, err
+        self.error = result.error_before_exec or result.error_in_exec
+        self.value = result.result
+        self.text = out + err
+
+
+class Notebook:
+    """A shell that cells are run in; `shell` is IPython's own."""
+
+    def __init__(self, shell):
+        self.shell = shell
+        self.ns = shell.user_ns
+
+    def run(self, text):
+        """Run a cell as a front end does."""
+        with capture_output() as captured:
+            result = self.shell.run_cell(text, store_history=True)
+        return Ran(result, captured.stdout, captured.stderr)
+
+    def refused(self, text):
+        """Run a cell that has to be refused; return the message, which is short."""
+        ran = self.run(text)
+        assert type(ran.error).__name__ == "UsageError", ran.text
+        message = str(ran.error)
+        assert 0 < len(message.splitlines()) <= 3
+        assert all(len(line) <= 100 for line in message.splitlines())
+        assert ran.err.strip() == f"UsageError: {message}"
+        return message
+
+
+@pytest.fixture(scope="module")
+def the_shell():
+    """The process's one IPython, as a kernel has it; what it changes in `sys` is put back."""
+    main, prompts = (
+        sys.modules["__main__"],
+        {n: getattr(sys, n, None) for n in ("ps1", "ps2", "ps3")},
+    )
+    config = Config()
+    config.InteractiveShell.colors = "NoColor" if version_info < (9,) else "nocolor"
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell.instance(config=config)
+    yield shell
+    InteractiveShell.clear_instance()
+    sys.modules["__main__"] = main
+    for name, prompt in prompts.items():
+        if prompt is None:
+            vars(sys).pop(name, None)
+        else:
+            setattr(sys, name, prompt)
+
+
+@pytest.fixture
+def bare(the_shell, monkeypatch):
+    """Yield a shell without nbmap; whatever a test loads or defines is undone."""
+    main = the_shell.user_module
+    monkeypatch.setitem(sys.modules, "__main__", main)  # what IPython's cells define lives there
+    before = dict(the_shell.user_ns)
+    yield Notebook(the_shell)
+    the_shell.extension_manager.unload_extension("nbmap")
+    the_shell.user_ns.clear()
+    the_shell.user_ns.update(before)
+
+
+@pytest.fixture
+def notebook(bare):
+    """Yield a shell with nbmap loaded, whose handles run in this process."""
+    bare.shell.extension_manager.load_extension("nbmap")
+    with nbmap.connect(InProcess(2)):
+        yield bare
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Nothing names a cluster, and none of our own is there."""
+    monkeypatch.setattr(connect, "_chosen", [])
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+
+
+class Kernel:
+    """A kernel in a process of its own."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def run(self, text):
+        """Run a cell; return (the reply, the messages that it published)."""
+        parent = self.client.execute(text)
+        published = []
+        while True:
+            message = self.client.get_iopub_msg(timeout=60)
+            if message["parent_header"].get("msg_id") != parent:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind == "status" and content["execution_state"] == "idle":
+                break
+            published.append((kind, content))
+        while True:
+            reply = self.client.get_shell_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == parent:
+                return reply["content"], published
+
+    def printed(self, text):
+        """Run a cell that has to succeed; return what it printed and what it showed."""
+        reply, published = self.run(text)
+        assert reply["status"] == "ok", reply
+        parts = []
+        for kind, content in published:
+            if kind == "stream":
+                parts.append(content["text"])
+            elif kind == "execute_result":
+                parts.append(content["data"]["text/plain"] + "\n")
+        return "".join(parts)
+
+    def complete(self, text, at=None):
+        """Return the reply to TAB at the end of the text, or where told."""
+        self.client.complete(text, len(text) if at is None else at)
+        return self.client.get_shell_msg(timeout=60)["content"]
+
+
+@pytest.fixture
+def new_kernel(tmp_path):
+    """Yield a function that starts kernels, with variables of the environment changed."""
+    manager = pytest.importorskip("jupyter_client.manager")
+    with contextlib.ExitStack() as stack:
+
+        def start(**environment):
+            env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}
+            kernel, client = manager.start_new_kernel(kernel_name="python3", env=env)
+            stack.callback(kernel.shutdown_kernel, now=False)
+            stack.callback(client.stop_channels)
+            with contextlib.suppress(Empty):
+                while True:
+                    client.get_iopub_msg(timeout=0.1)
+            return Kernel(client)
+
+        yield start
