@@ -5,14 +5,18 @@ ARGS ?=
 
 VENV := .venv/bin/python
 NEXT := .venv-next/bin/python
+WHEEL := .venv-wheel/bin/python
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
+# What the wheel is made of; the folders too, for files that went.
+SHIPPED := $(shell find nbmap $(wildcard jupyter-config) -name __pycache__ -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-main test-next check lint chaos bench clean
+.PHONY: help demo lab test test-main test-next check lint chaos bench chromium clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    run the grid search of notebooks/01-grid-search.ipynb on a local cluster'
+	@echo 'make lab     open the same notebook in JupyterLab'
 	@echo 'make test    format, lint, types, and all tests'
 	@echo 'make check   the fast part of it'
 	@echo 'make chaos   long runs of the tests that look for new faults'
@@ -22,6 +26,10 @@ help:
 
 demo: .venv/.demo
 	@$(VENV) tests/demo.py notebooks/01-grid-search.ipynb build/01-grid-search.ipynb
+
+# JupyterLab's own choice of kernel is this environment's, so nothing is installed for the user.
+lab: .venv/.lab
+	@$(VENV) -m jupyterlab notebooks/01-grid-search.ipynb $(ARGS)
 
 test: test-main test-next
 
@@ -33,7 +41,7 @@ lint: .venv/.test
 	$(VENV) -m ruff check .
 	$(VENV) -m mypy
 
-test-main: lint .venv-bare/.test
+test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test | chromium
 	$(VENV) -m pytest -m 'not chaos' $(ARGS)
 
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
@@ -52,7 +60,7 @@ bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
 
 clean:
-	rm -rf .venv .venv-next .venv-bare build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-next .venv-bare .venv-wheel build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find nbmap tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments are made once, and brought up to date when pyproject.toml changes.
@@ -62,17 +70,48 @@ clean:
 	@$(VENV) $(PIP_INSTALL) -e '.[demo]'
 	@touch $@
 
+.venv/.lab: pyproject.toml
+	@$(call make-venv,$(PYTHON),.venv)
+	@echo 'Installing nbmap and JupyterLab into .venv (a minute or two, once)'
+	@$(VENV) $(PIP_INSTALL) -e '.[lab]'
+	@touch .venv/.demo $@
+
 .venv/.test: pyproject.toml
 	@$(call make-venv,$(PYTHON),.venv)
 	@echo 'Installing nbmap and what the tests need into .venv (a minute or two, once)'
 	@$(VENV) $(PIP_INSTALL) -e '.[test]'
-	@touch .venv/.demo $@
+	@touch .venv/.demo .venv/.lab $@
 
 # A worker's environment that has no nbmap, with the same Python.
 .venv-bare/.test: pyproject.toml | .venv/.test
 	@$(call make-venv,$(VENV),.venv-bare)
 	@.venv-bare/bin/python $(PIP_INSTALL) distributed cloudpickle
 	@touch $@
+
+# A kernel's environment as users have it: nbmap from its wheel, and the oldest ipykernel that we
+# support. The second step is for a wheel whose version pip believes to be there already.
+.venv-wheel/.test: pyproject.toml $(SHIPPED) | .venv/.test
+	@$(call make-venv,$(VENV),.venv-wheel)
+	@echo 'Installing the wheel of nbmap into .venv-wheel'
+	@rm -rf build/wheel
+	@$(VENV) -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	@$(WHEEL) $(PIP_INSTALL) build/wheel/*.whl 'ipykernel==6.31.*'
+	@$(WHEEL) $(PIP_INSTALL) --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+# The last ipykernel that hears comms on a subshell, to be put before the newest by PYTHONPATH.
+# The other two are its dependencies that the newest has not.
+.venv-wheel/ipykernel-7.3/.test: pyproject.toml | .venv-wheel/.test
+	@rm -rf $(@D)
+	@$(VENV) $(PIP_INSTALL) --no-deps --target $(@D) 'ipykernel==7.3.*' nest-asyncio2 psutil
+	@touch $@
+
+# JupyterLab is tested in the system's browser, so that no test downloads one.
+chromium:
+	@$(find-chromium) || { $(install-chromium); } || { \
+		echo 'The tests need one of chromium, chromium-browser and google-chrome: please install it.' >&2; \
+		exit 1; \
+	}
 
 .venv-next/.test: pyproject.toml | .venv/.test
 	@python="$$($(find-newer-python))"; \
@@ -104,4 +143,18 @@ for python in python3.14 python3.13 python3.12 \
 		echo "$$python"; break; \
 	fi; \
 done
+endef
+
+define find-chromium
+{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+endef
+
+# Only on Debian: the package of that name in Ubuntu is a snap, which containers cannot run.
+define install-chromium
+grep -qs '^ID=debian$$' /etc/os-release && \
+echo 'Installing Chromium, which the tests of JupyterLab need, with apt-get (a minute, once)' && \
+root="$$(test "$$(id -u)" = 0 || echo sudo)" && \
+$$root apt-get -qq update && \
+$$root env DEBIAN_FRONTEND=noninteractive \
+	apt-get -qq install --no-install-recommends chromium >/dev/null
 endef

@@ -1,0 +1,342 @@
+"""A run in JupyterLab: what is under the cell while it goes on, after it, and when it is saved."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+from helpers.lab.traffic import per_second
+from playwright.sync_api import expect
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+KERNELS = ["ipykernel-6.31", "ipykernel-7.3", "newest"]
+SETUP = """
+import time, nbmap
+nbmap.start()
+
+@nbmap.remote
+def work(x):
+    time.sleep(1)
+    return x
+"""
+ATTACK = "<script>window.__xss=1</script><img src=x onerror='window.__xss=1'>"
+COUNTS = ("waiting", "running", "done", "failed", "cancelled")
+
+
+class Live:
+    """The live view under a cell."""
+
+    def __init__(self, notebook, cell):
+        self.root = notebook.output(cell).locator(".nbmap")
+        self.line = self.root.locator(".nbmap-line")
+        self.cancel = self.root.get_by_role("button", name="Cancel")
+        self.grid = self.root.locator("canvas")
+        self.failures = self.root.locator(".nbmap-failures tbody details")
+
+    def count(self, status):
+        return self.root.locator(f".nbmap-legend b[data-status={status}]")
+
+    def counts(self):
+        """Return the numbers of the legend by status."""
+        return {s: int(self.count(s).inner_text().replace(",", "")) for s in COUNTS}
+
+
+def opened(lab, *cells, kernel="newest"):
+    """Open a notebook whose first cell, which makes the cluster and a handle, has run."""
+    notebook = lab.open([SETUP, *cells], kernel=kernel)
+    notebook.run(0)
+    notebook.wait_idle(0)
+    return notebook
+
+
+def xss(tab):
+    return tab.page.evaluate("window.__xss")
+
+
+def test_v1_five_inputs_are_five_cells_and_all_get_done(lab):
+    """Each input has a cell with a glyph, the line ends at 5/5 (100%), and the console is silent."""
+    notebook = opened(lab, "list(work.map(range(5)))")
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    assert live.grid.get_attribute("aria-label").startswith("5 inputs")
+    notebook.screenshot("running-light")
+    notebook.wait_idle(1)
+    expect(live.line).to_contain_text("5/5 (100%)")
+    assert live.counts() == dict.fromkeys(COUNTS, 0) | {"done": 5}
+    assert "[0, 1, 2, 3, 4]" in notebook.text(1)
+    notebook.screenshot("done-light")
+    notebook.theme("dark")
+    notebook.screenshot("done-dark")
+    assert notebook.console_errors == []
+    assert notebook.requests == []
+
+
+def test_v3_an_empty_map_is_one_line(lab):
+    """Mapping over nothing says so at once, and there is no number that is none."""
+    notebook = opened(lab, "list(work.map([]))")
+    notebook.run(1)
+    notebook.wait_idle(1)
+    text = notebook.text(1)
+    assert text.splitlines()[0] == "work: 0 of 0, finished"
+    assert not re.search(r"NaN|Infinity|None|undefined", text)
+    assert notebook.output(1).locator(".nbmap, table").count() == 0
+    assert notebook.console_errors == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_v4_v5_cancel_ends_a_cell_that_blocks_the_kernel(lab, kernel):
+    """A click on Cancel reaches a kernel that waits in a loop; what was done stays."""
+    notebook = opened(
+        lab,
+        "got = []\nrun = work.map(range(200))\nfor x in run:\n    got.append(x)",
+        "print(run.status, len(got) >= 2, run.counts['done'] >= len(got), run[0])",
+        kernel=kernel,
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("done")).not_to_have_text("0")
+    live.cancel.click()
+    notebook.wait_idle(1)  # 200 s of work: it would not end by itself
+    assert "RunCancelled" in notebook.text(1)
+    expect(live.line).to_contain_text("cancelled after")
+    expect(live.cancel).to_be_hidden()
+    notebook.run(2)
+    notebook.wait_idle(2)
+    assert notebook.text(2) == "cancelled True True 0"
+    assert notebook.console_errors == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_v7_interrupt_cancels_the_run_and_leaves_nothing_running(lab, kernel, tmp_path):
+    """Kernel > Interrupt ends the cell with KeyboardInterrupt, and every function with it."""
+    notebook = opened(
+        lab,
+        f"""
+import pathlib
+folder = pathlib.Path({str(tmp_path)!r})
+
+@nbmap.remote(grace=1)
+def write(x):
+    for step in range(1000):
+        time.sleep(0.01)
+        (folder / f"{{x}}").write_text(str(step))
+
+run = write.map(range(50))
+run.wait()
+""",
+        """
+time.sleep(3)
+before = {path.name: path.read_text() for path in folder.iterdir()}
+time.sleep(1)
+print(len(before) > 0, before == {path.name: path.read_text() for path in folder.iterdir()})
+print(run.status)
+""",
+        kernel=kernel,
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    notebook.interrupt()
+    notebook.wait_idle(1)
+    assert "KeyboardInterrupt" in notebook.text(1)
+    expect(live.line).to_contain_text("cancelled after")
+    notebook.run(2)
+    notebook.wait_idle(2)
+    assert notebook.text(2) == "True True\ncancelled"
+    assert notebook.console_errors == []
+
+
+def test_v9_text_of_user_code_is_text(lab):
+    """Scripts, images, escapes and bidi marks in inputs, errors and prints are shown, not obeyed."""
+    notebook = opened(
+        lab,
+        f"""
+ATTACK = {ATTACK!r} + "\\x1b[31mred \\x1b]8;;http://evil\\x07link\\u202etxt"
+
+@nbmap.remote(name=ATTACK)
+def attack(text):
+    print(text)
+    time.sleep(1)
+    raise ValueError(text)
+
+run = attack.map([ATTACK] * 2, return_exceptions=True)
+run.wait()
+""",
+    )
+    notebook.run(1)
+    notebook.wait_idle(1)
+    live = Live(notebook, 1)
+    expect(live.failures).to_have_count(2)
+    live.failures.locator("summary").first.click()
+    live.grid.click(position={"x": 5, "y": 5})
+    expect(live.root.locator(".nbmap-printed")).to_contain_text("<script>")
+    notebook.screenshot("attack")
+    assert xss(notebook) is None
+    shown = live.root.inner_text()
+    assert "<script>window.__xss=1</script>" in shown
+    assert "\\x1b[31m" in shown
+    assert not any(c in shown for c in "\x1b\x07\u202e")
+    assert live.root.locator("script, img").count() == 0
+
+    notebook.save()
+    notebook.shutdown_kernel()
+    notebook.close()
+    again = lab.show(notebook.path)
+    expect(again.output(1).locator("table").last).to_contain_text("<script>window.__xss=1</script>")
+    assert xss(again) is None
+    assert again.output(1).locator("script, img").count() == 0
+
+    exported = lab.open_html(lab.to_html(notebook.path))
+    expect(exported.page.locator(".nbmap-mount")).to_contain_text("<script>window.__xss=1</script>")
+    assert xss(exported) is None
+    assert again.requests == []
+    assert not [
+        url for url in exported.requests if not re.search("require|mathjax", url, re.IGNORECASE)
+    ]
+
+
+def test_v13_a_reopened_notebook_has_counts_and_errors(lab):
+    """With a new kernel the saved table is there, and no widget is missed."""
+    notebook = opened(
+        lab,
+        """
+@nbmap.remote
+def fail_at_two(x):
+    time.sleep(0.4)
+    if x == 2:
+        raise KeyError("two is missing")
+    return x
+
+run = fail_at_two.map(range(6), return_exceptions=True)
+run.wait()
+""",
+    )
+    notebook.run(1)
+    notebook.wait_idle(1)
+    expect(Live(notebook, 1).line).to_contain_text("6/6 (100%)")
+    notebook.screenshot("failing-light")
+    notebook.save()
+    notebook.shutdown_kernel()
+    notebook.close()
+
+    again = lab.show(notebook.path)
+    saved = again.output(1)
+    expect(saved).to_contain_text("5 of 6 done, 1 failed, finished in")
+    expect(saved.locator("table").last).to_contain_text("two is missing")
+    saved.locator("summary").click()
+    traceback = saved.locator("pre", has_text="fail_at_two")
+    expect(traceback).to_be_visible()
+    expect(traceback).to_have_css("text-align", re.compile("left$"))
+    again.screenshot("reopened-light")
+    assert again.page.get_by_text("Error displaying widget").count() == 0
+    again.theme("dark")
+    again.screenshot("reopened-dark")
+    assert again.console_errors == []
+
+    stored = nbformat.read(notebook.path, as_version=4)
+    assert "widgets" not in stored.metadata
+    kinds = [set(out.data) for out in stored.cells[1].outputs if "data" in out]
+    assert kinds[0] == {"text/html", "text/plain"}
+
+
+def test_the_kernel_sends_at_most_ten_messages_a_second(lab):
+    """Whatever goes on in however many runs, the browser gets few messages."""
+    notebook = opened(
+        lab,
+        """
+@nbmap.remote
+def short(x):
+    time.sleep(0.002)
+    return x
+
+runs = [short.map(range(1500)) for _ in range(3)]
+for run in runs:
+    run.wait()
+""",
+    )
+    notebook.run(1)
+    notebook.wait_idle(1)
+    expect(Live(notebook, 1).line.last).to_contain_text("1,500/1,500 (100%)")
+    told = [
+        message
+        for message in notebook.messages
+        if not message.sent
+        and message.type == "comm_msg"
+        and message.content["data"].get("content", {}).get("type") in {"key", "delta"}
+    ]
+    assert len(told) > 5
+    assert per_second(told) <= 11
+
+
+def test_a_short_run_is_one_line(lab):
+    """A run of less than half a second leaves a line of text and no widget."""
+    notebook = opened(
+        lab, "list(nbmap.remote(abs).map([-1, -2]))", "list(nbmap.remote(abs).map([-1]))"
+    )
+    for cell in (1, 2):
+        notebook.run(cell)
+        notebook.wait_idle(cell)
+    assert re.match(r"abs: 1 of 1 done, finished in .*\n+\[1\]$", notebook.text(2))
+    assert notebook.output(2).locator(".nbmap").count() == 0
+
+
+def test_a_run_shows_itself_once_in_its_cell_and_again_where_it_is_named(lab):
+    """As the last expression of its own cell a run adds nothing; in another cell it is shown too."""
+    notebook = opened(lab, "run = work.map(range(4))\nrun", "run", "run.wait()")
+    for cell in (1, 2):
+        notebook.run(cell)
+        notebook.wait_idle(cell)
+    expect(notebook.output(1).locator(".nbmap")).to_have_count(1)
+    expect(notebook.output(2).locator(".nbmap")).to_have_count(1)
+    notebook.run(3)
+    notebook.wait_idle(3)
+    for cell in (1, 2):
+        expect(Live(notebook, cell).line).to_contain_text("4/4 (100%)")
+    assert notebook.text(3) == "True"
+    assert notebook.console_errors == []
+
+
+def test_a_background_run_prints_into_no_other_cell(lab):
+    """What runs on from cell 1 while other cells run leaves nothing of itself in them."""
+    notebook = opened(
+        lab,
+        "@nbmap.remote\ndef chat(x):\n    print('chat', x)\n    time.sleep(0.5)\n\nrun = chat.map(range(12))",
+        "time.sleep(2)\nprint('mine')",
+        "run.wait()",
+    )
+    for cell in (1, 2, 3):
+        notebook.run(cell)
+        notebook.wait_idle(cell)
+    expect(Live(notebook, 1).line).to_contain_text("12/12 (100%)")
+    assert notebook.text(2) == "mine"
+    assert notebook.text(3) == "True"
+
+
+def test_a_reloaded_page_has_the_live_view_again(lab):
+    """The kernel tells a page that is loaded again all that it knows, also of a run that ended."""
+    notebook = opened(lab, "run = work.map(range(4))\nrun.wait()")
+    notebook.run(1)
+    notebook.wait_idle(1)
+    notebook.save()
+    notebook.reload()
+    live = Live(notebook, 1)
+    expect(live.line).to_contain_text("4/4 (100%)")
+    assert live.counts()["done"] == 4
+    assert notebook.console_errors == []
+
+
+def test_a_long_call_is_shown_and_can_be_cancelled(lab):
+    """A single call that takes seconds gets a view; a short one gets none."""
+    notebook = opened(lab, "work(3)", "@nbmap.remote\ndef long(x):\n    time.sleep(100)\n\nlong(1)")
+    notebook.run(1)
+    notebook.wait_idle(1)
+    assert notebook.text(1) == "3"
+    notebook.run(2)
+    live = Live(notebook, 2)
+    expect(live.count("running")).to_have_text("1")
+    live.cancel.click()
+    notebook.wait_idle(2)
+    assert "Cancelled" in notebook.text(2)
