@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 SHIPPED := $(shell find nbmap $(wildcard jupyter-config) -name __pycache__ -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-main test-next check lint chaos bench chromium clean
+.PHONY: help demo lab test test-main test-next check lint chaos bench pictures chromium clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make check   the fast part of it'
 	@echo 'make chaos   long runs of the tests that look for new faults'
 	@echo 'make bench   measure against a process pool and plain Dask (ARGS=... are passed on)'
+	@echo 'make pictures  take the pictures of JupyterLab that the README shows'
 	@echo 'make clean   remove the environments and what was built'
 	@echo 'make PYTHON=python3.12 demo   with another Python than python3'
 
@@ -58,6 +59,10 @@ chaos: .venv/.test
 
 bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
+	$(VENV) tests/bench/view.py --json tests/bench/view.json
+
+pictures: .venv/.test | chromium
+	$(VENV) tests/pictures.py notebooks/pictures
 
 clean:
 	rm -rf .venv .venv-next .venv-bare .venv-wheel build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

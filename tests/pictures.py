@@ -53,7 +53,7 @@ def main(target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     executable = next(filter(None, map(shutil.which, BROWSERS)))
     with TemporaryDirectory() as folder:
-        server = LabServer(Path(folder) / "lab", target.parent / "server.log")
+        server = LabServer(Path(folder) / "lab", Path(folder) / "server.log")
         try:
             server.start()
             with sync_playwright() as playwright:

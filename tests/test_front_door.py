@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(ROOT.glob("*.md"))
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+IMAGE = re.compile(r'<(?:img|source)[^>]* (?:src|srcset)="([^"]+)"')
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOUR_MINUTES = 240
 
@@ -25,7 +28,8 @@ def name(path):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_relative_links_lead_to_files(page):
     """Each relative link of a page leads to a file of the repository."""
-    targets = [link.partition("#")[0] for link in LINK.findall(page.read_text("utf-8"))]
+    text = page.read_text("utf-8")
+    targets = [link.partition("#")[0] for link in LINK.findall(text) + IMAGE.findall(text)]
     relative = [target for target in targets if target and "://" not in target]
     assert [target for target in relative if not (page.parent / target).exists()] == []
 
@@ -66,3 +70,22 @@ def test_notebooks_are_stored_without_outputs(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code
     assert [cell.id for cell in code if cell.outputs or cell.execution_count] == []
+
+
+def test_binder_installs_this_repository_on_a_python_that_it_supports():
+    """What Binder runs is a script that bash can read, on a Python that pyproject.toml allows."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    version = (ROOT / "binder" / "runtime.txt").read_text("utf-8").strip().removeprefix("python-")
+    least = needs["requires-python"].removeprefix(">=")
+    assert [int(n) for n in version.split(".")] >= [int(n) for n in least.split(".")]
+    script = ROOT / "binder" / "postBuild"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    assert "'.[lab]'" in script.read_text("utf-8")
+    assert "lab" in needs["optional-dependencies"]
+
+
+@pytest.mark.parametrize("picture", sorted(ROOT.glob("notebooks/pictures/*")), ids=name)
+def test_the_readme_shows_each_picture(picture):
+    """No picture is kept that nobody sees."""
+    assert f"notebooks/pictures/{picture.name}" in (ROOT / "README.md").read_text("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 
@@ -21,8 +22,14 @@ def lab_server(tmp_path_factory):
     """A JupyterLab server, which ends with the session whatever happens."""
     require_kernels()
     server = LabServer(tmp_path_factory.mktemp("jupyterlab"), PICTURES / "server.log")
-    # By itself Python would end at once, and leave the server and its kernels behind.
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
+
+    def terminated(*_):
+        """End what pytest would leave behind, without Playwright, which may no longer answer."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        server.stop()
+        os._exit(143)
+
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
         server.start()
         yield server
