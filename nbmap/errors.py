@@ -19,6 +19,10 @@ NbmapError
 
 from __future__ import annotations
 
+import os
+import traceback
+from pathlib import Path
+
 __all__ = [
     "ClusterError",
     "ClusterLost",
@@ -42,18 +46,50 @@ class NbmapError(Exception):
     """The base of all errors of nbmap."""
 
 
-def _in_a_notebook(error: BaseException) -> list[str]:
-    """Return the lines that IPython shows of an error whose traceback would tell nothing.
+_HOME = f"{Path(__file__).parent}{os.sep}"
 
-    Where it was raised is inside of nbmap; what to do is in its text.
+
+def _in_a_notebook(error: BaseException) -> list[str]:
+    """Return the lines that IPython shows of an error that nbmap raised of its own accord.
+
+    A traceback would show the inside of nbmap. Which statement is meant is clear from the text,
+    unless it stands in a function of the user's.
     """
-    return [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_HOME)]
+    if theirs and theirs[-1].name != "<module>":
+        at = theirs[-1]
+        lines.append(f"in {at.name}, line {at.lineno}: {at.line}")
+    return lines
+
+
+class _Misuse(TypeError):
+    """A TypeError about a use of nbmap; says so itself, wherever its name is shown."""
+
+    _render_traceback_ = _in_a_notebook  # a hook of IPython's
+
+    def __reduce__(self) -> tuple[type[TypeError], tuple[object, ...]]:
+        return TypeError, self.args
+
+
+_Misuse.__name__ = _Misuse.__qualname__ = "TypeError"
+_Misuse.__module__ = "builtins"
+
+
+def misuse(message: str) -> TypeError:
+    """Return a TypeError that a notebook shows as it shows an OptionError.
+
+    Args:
+        message: what was wrong, and what to write instead.
+    """
+    return _Misuse(message)
 
 
 class OptionError(NbmapError, ValueError):
     """An option is unknown, or its value is wrong; raised before anything runs."""
 
-    _render_traceback_ = _in_a_notebook  # a hook of IPython's
+    _render_traceback_ = _in_a_notebook
 
 
 class ClusterError(NbmapError):
@@ -102,21 +138,31 @@ class UserCodeException(InputFailed):
 class WorkerLost(InputFailed):
     """The worker process died while it ran this input, as often as `worker_losses` allows."""
 
+    _render_traceback_ = _in_a_notebook
+
 
 class InputTimeout(InputFailed):
     """The function ran longer than `timeout` allows."""
+
+    _render_traceback_ = _in_a_notebook
 
 
 class InputCancelled(InputFailed):
     """The input was cancelled before it had an outcome."""
 
+    _render_traceback_ = _in_a_notebook
+
 
 class Unpicklable(InputFailed):
     """A function, an input or an output could not be pickled, or not be unpickled."""
 
+    _render_traceback_ = _in_a_notebook
+
 
 class RunError(NbmapError):
     """A whole run ended early; what was done by then is on the run."""
+
+    _render_traceback_ = _in_a_notebook
 
 
 class TooManyFailures(RunError):

@@ -7,15 +7,15 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 from .cluster import connect, gpu
 from .engine.driver import Driver
 from .engine.model import CALL, EACH, SPREAD, Blob
 from .engine.pickling import CannotPickleError, freeze, largest_variable, safe_repr
-from .errors import OptionError, Unpicklable
-from .options import Options, check, check_max_failures, resolve
+from .errors import OptionError, Unpicklable, misuse
+from .options import NAMES, Options, check, check_max_failures, resolve
 from .run import Run, enlist
 from .view import watch
 from .worker import standin
@@ -76,16 +76,16 @@ def _make(function: Any, given: Mapping[str, object]) -> RemoteFunction:
             f"{name} is a handle already; to change its options, decorate the function itself: "
             f"nbmap.remote({name}.__wrapped__, ...)"
         )
-        raise TypeError(msg)
+        raise misuse(msg)
     if isinstance(function, type):
         msg = (
             f"{function.__name__} is a class; nbmap runs functions. Decorate a function that makes "
             f"one and uses it"
         )
-        raise TypeError(msg)
+        raise misuse(msg)
     if not callable(function):
         msg = f"nbmap.remote takes a function, not {safe_repr(function)}"
-        raise TypeError(msg)
+        raise misuse(msg)
     handle = RemoteFunction(function, given)
     connect.warm_up(given.get("cluster"))
     return handle
@@ -100,11 +100,12 @@ class _Method:
         self._name = name
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         return self._function(*args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:
         msg = f"{self._name} has to be called with the inputs: `for x in {self._name}(inputs):`"
-        raise TypeError(msg)
+        raise misuse(msg)
 
     def __repr__(self) -> str:
         return f"<{self._name} of a nbmap handle>"
@@ -154,10 +155,12 @@ class RemoteFunction:
         Raises:
             Exception: what the function raised.
         """
+        __tracebackhide__ = True
         return self._remote(*args, **kwargs)
 
     def local(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function here, in this process."""
+        __tracebackhide__ = True
         return self._function(*args, **kwargs)
 
     def _remote(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -170,11 +173,15 @@ class RemoteFunction:
         Raises:
             Exception: what the function raised.
         """
+        __tracebackhide__ = True
         driver = self._driver(CALL, iter(()), {}, total=1, keep=True, too_many=None)
         run = Run(driver, ordered=True, return_exceptions=False, wrap=True, max_failures=None)
         watch.begin_quietly(driver)
         driver.start_with([(args, kwargs)])
-        return run[0]
+        try:
+            return run[0]
+        finally:
+            watch.settle(driver)
 
     # -- many
 
@@ -219,11 +226,12 @@ class RemoteFunction:
             >>> nbmap.remote(pow).map([2, 3], [3, 2]).results()  # doctest: +SKIP
             [8, 9]
         """
+        __tracebackhide__ = True  # what `iter` of the user's own class raises comes this way
         self._refuse_unknown("map", unknown)
         if not iterables:
             msg = f"{self.__name__}.map needs at least one iterable of inputs"
-            raise TypeError(msg)
-        iterators = [self._iterator(item, "map") for item in iterables]
+            raise misuse(msg)
+        iterators = list(map(functools.partial(self._iterator, "map"), iterables))
         total = _least_length(iterables)
         inputs = iterators[0] if len(iterators) == 1 else zip(*iterators, strict=False)
         return self._run(
@@ -271,6 +279,7 @@ class RemoteFunction:
             >>> nbmap.remote(pow).starmap([(2, 3), (3, 2)]).results()  # doctest: +SKIP
             [8, 9]
         """
+        __tracebackhide__ = True
         self._refuse_unknown("starmap", unknown)
         if more:
             name = self.__name__
@@ -278,10 +287,10 @@ class RemoteFunction:
                 f"{name}.starmap takes one iterable of argument tuples, and was given "
                 f"{1 + len(more)}; {name}.map takes one iterable per argument"
             )
-            raise TypeError(msg)
+            raise misuse(msg)
         return self._run(
             SPREAD,
-            self._iterator(iterable, "starmap"),
+            self._iterator("starmap", iterable),
             {} if kwargs is None else kwargs,
             total=_least_length([iterable]),
             order_outputs=order_outputs,
@@ -309,7 +318,7 @@ class RemoteFunction:
                 f"kwargs={safe_repr(kwargs, 80)} has to be a dict of the function's constant "
                 "arguments, by name"
             )
-            raise TypeError(msg)
+            raise misuse(msg)
         flags = {
             "order_outputs": order_outputs,
             "return_exceptions": return_exceptions,
@@ -412,11 +421,13 @@ class RemoteFunction:
             blob = freeze(self._function, kwargs)
         except CannotPickleError as error:
             name, variable = self.__name__, error.variable
-            held = f"its variable {variable!r} can't: {error}" if variable else str(error)
-            msg = (
-                f"{name} can't be sent to the workers, {held}. "
-                "Make it inside the function, or pass what it is made from"
-            )
+            why, advice = str(error), "Make it inside the function, or pass what it is made from"
+            if variable:
+                why = f"its variable {variable!r} can't: {error}"
+            elif hasattr(self._function, "__wrapped__"):
+                why = f"its decorators make something of it that can't: {error}"
+                advice = "Take them off, or use them on a function that is called inside this one"
+            msg = f"{name} can't be sent to the workers, {why}. {advice}"
             raise Unpicklable(msg) from None
         if blob.nbytes > LARGE and blob.digest not in _warned:
             _warned.add(blob.digest)
@@ -429,7 +440,8 @@ class RemoteFunction:
             warnings.warn(msg, stacklevel=_outside())
         return blob
 
-    def _iterator(self, item: Any, method: str) -> Iterator[Any]:
+    def _iterator(self, method: str, item: Any) -> Iterator[Any]:
+        __tracebackhide__ = True
         try:
             # What is read later, on another thread, is what was given now.
             return iter(item.copy() if type(item) in _CHANGING else item)
@@ -440,19 +452,30 @@ class RemoteFunction:
         else:
             what = f"{safe_repr(item, 80)}, which is not iterable"
         msg = f"{self.__name__}.{method} was given {what}; give it the inputs, e.g. a list"
-        raise TypeError(msg)
+        raise misuse(msg)
 
     def _refuse_unknown(self, method: str, unknown: dict[str, Any]) -> None:
-        for name in unknown:
-            near = difflib.get_close_matches(name, _CALL_OPTIONS, 1)
-            if near:
-                msg = f"{self.__name__}.{method} has no option {name!r}; did you mean {near[0]!r}?"
-                raise TypeError(msg)
-            msg = (
-                f"{self.__name__}.{method} has no option {name!r}; constant arguments of the "
-                f"function go into kwargs={{{name!r}: ...}}"
-            )
-            raise TypeError(msg)
+        for name, value in unknown.items():
+            what = f"{self.__name__}.{method} has no option {name!r}"
+            near = difflib.get_close_matches(name, [*_CALL_OPTIONS, *NAMES], 1)
+            if name in NAMES and name not in self._parameters():
+                said = f"{name}={safe_repr(value, 40)}"
+                advice = (
+                    "it is one of the handle: write it on the %%remote line, or "
+                    f"@nbmap.remote({said}) above the function"
+                )
+            elif near and name not in self._parameters():
+                advice = f"did you mean {near[0]!r}?"
+            else:
+                advice = f"constant arguments of the function go into kwargs={{{name!r}: ...}}"
+            msg = f"{what}; {advice}"
+            raise misuse(msg)
+
+    def _parameters(self) -> Container[str]:
+        try:
+            return inspect.signature(self._function).parameters
+        except (TypeError, ValueError):  # of a builtin
+            return ()
 
 
 _warned: set[str] = set()

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from .errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
 __all__ = [
+    "NAMES",
     "Duration",
     "MaxFailures",
     "Options",
@@ -60,6 +61,10 @@ _TIME = re.compile(
 _UNITS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 _PERCENT = re.compile(rf"({_NUMBER})\s*%", re.ASCII)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+
+# Control characters, lone surrogates, and what turns the direction of text around: names are shown in
+# terminals and logs.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _ALIASES = {"concurrency_limit": "concurrency", "max_containers": "concurrency"}
 _COUNTS = {"concurrency", "retries", "worker_losses", *_ALIASES}
@@ -280,6 +285,7 @@ class Options:
 
 
 _OPTIONS = tuple(field.name for field in fields(Options))
+NAMES = (*_OPTIONS, *_ALIASES)  # under which an option of a handle may be given
 
 
 def _concurrency(value: object, option: str) -> int | None:
@@ -315,10 +321,11 @@ def _timeout(value: object, option: str) -> float | None:
 def _name(value: object, option: str) -> str | None:
     if value is None:
         return None
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and value.strip() and not _OBEYED.search(value):
         return value.strip()
     raise OptionError(
-        f'{option}={shown(value)} is not a name: give text, such as {option}="train".'
+        f"{option}={shown(value)} is not a name: give text on one line without control characters, "
+        f'such as {option}="train".'
     )
 
 
@@ -339,13 +346,14 @@ _CHECKS: dict[str, Callable[[object, str], object]] = {
 }
 
 
-def check(given: Mapping[str, object]) -> dict[str, object]:
+def check(given: Mapping[str, object], *, known: Iterable[str] = _OPTIONS) -> dict[str, object]:
     """Check the options given for one handle, and bring them to the form that `Options` holds.
 
     Args:
         given: options by name, `concurrency` also as `concurrency_limit` or `max_containers`.
             None stands for the default of gpu, concurrency, retries, timeout, name and cluster,
             also where Dask's configuration says something else.
+        known: the names that are told where one is unknown.
 
     Returns:
         The same options under their own names: times in seconds, retries as `Retries`.
@@ -361,7 +369,7 @@ def check(given: Mapping[str, object]) -> dict[str, object]:
     for name, value in given.items():
         option = _ALIASES.get(name, name)
         if option not in _CHECKS:
-            raise OptionError(_why_unknown(name))
+            raise OptionError(_why_unknown(name, known))
         if option in said_as:
             raise OptionError(
                 f"{said_as[option]}={shown(given[said_as[option]])} and {name}={shown(value)} "
@@ -372,7 +380,7 @@ def check(given: Mapping[str, object]) -> dict[str, object]:
     return checked
 
 
-def _why_unknown(name: str) -> str:
+def _why_unknown(name: str, known: Iterable[str]) -> str:
     if name in _OF_MODALS_CLOUD:
         return (
             f"There is no option {name!r}: it is about Modal's cloud, and nbmap runs on your own "
@@ -383,10 +391,10 @@ def _why_unknown(name: str) -> str:
             f"{name!r} is not an option of a handle: give it to the call, "
             f"as in f.map(inputs, {name}=...)."
         )
-    near = difflib.get_close_matches(name[:_SHOWN].lower(), [*_CHECKS, *_ALIASES], n=1)
+    near = difflib.get_close_matches(name[:_SHOWN].lower(), NAMES, n=1)
     if near:
         return f"There is no option {shown(name)}; did you mean {near[0]!r}?"
-    return f"There is no option {shown(name)}; the options are {', '.join(_OPTIONS)}."
+    return f"There is no option {shown(name)}; the options are {', '.join(known)}."
 
 
 def from_text(name: str, text: str) -> object:

@@ -24,6 +24,7 @@ from .errors import (
     WorkerLost,
 )
 from .view import render, watch
+from .worker import standin
 
 __all__ = ["Failures", "Run", "Runs", "runs"]
 
@@ -101,7 +102,7 @@ class Run:
         self._begin_to_iterate()
         if self._ordered:
             return self._closing(self._in_input_order(as_values=self._return_exceptions))
-        return self._closing(output for _, output in self._arriving())
+        return self._closing(self._in_order_of_arrival())
 
     def _begin_to_iterate(self) -> None:
         if not self._driver.keep:
@@ -114,6 +115,7 @@ class Run:
             self._iterated = True
 
     def _in_input_order(self, *, as_values: bool) -> Iterator[Any]:
+        __tracebackhide__ = True
         driver, position = self._driver, 0
         with self._waiting():
             while True:
@@ -130,6 +132,11 @@ class Run:
             if as_values:
                 yield from map(_cancelled, self._never_read())
             self._raise_how_it_ended(as_values=as_values)
+
+    def _in_order_of_arrival(self) -> Iterator[Any]:
+        __tracebackhide__ = True
+        for _, output in self._arriving():
+            yield output
 
     def as_completed(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (index, output) in order of completion.
@@ -151,6 +158,7 @@ class Run:
         return outputs
 
     def _arriving(self) -> Iterator[tuple[int, Any]]:
+        __tracebackhide__ = True
         driver, position = self._driver, 0
         as_values = self._return_exceptions
         with self._waiting():
@@ -168,6 +176,7 @@ class Run:
 
     def _output(self, index: int, value: Any, *, as_values: bool) -> Iterator[Any]:
         """Yield what stands for an outcome among the outputs; raise where it is an exception."""
+        __tracebackhide__ = True
         if type(value) is not Failure:
             yield value
         elif value.kind == CANCELLED and index not in self._driver.singled:
@@ -184,6 +193,7 @@ class Run:
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
         """Wait for an input's outcome; return its output or raise its failure."""
+        __tracebackhide__ = True
         self._must_keep("run[i]")
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -212,6 +222,7 @@ class Run:
             ValueError: for any other `errors`.
             RunError: where outputs are not kept.
         """
+        __tracebackhide__ = True
         if errors not in {"raise", "keep", "drop"}:
             msg = f'errors={errors!r} is not one of "raise", "keep" and "drop"'
             raise ValueError(msg)
@@ -344,6 +355,7 @@ class Run:
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         """Cancel the run where the user interrupts, or closes the iterator of one that keeps none."""
+        __tracebackhide__ = True
         try:
             yield
         except KeyboardInterrupt:
@@ -355,6 +367,7 @@ class Run:
             raise
 
     def _raise_how_it_ended(self, *, as_values: bool) -> None:
+        __tracebackhide__ = True
         driver = self._driver
         watch.settle(driver)
         if driver.broken is not None:
@@ -438,18 +451,23 @@ def build_exception(failure: Failure, index: int, name: str) -> BaseException:
 def remote_traceback(stack: list[list[Any]]) -> TracebackType | None:
     """Build a traceback that shows the frames of the worker."""
     tb: TracebackType | None = None
-    for filename, lineno, function, _line in reversed(stack):
-        frame = _frame(filename, lineno, function)
+    for filename, lineno, function, _line, first in reversed(stack):
+        frame = _frame(filename, lineno, function, first)
         tb = TracebackType(tb, frame, frame.f_lasti, lineno)
     return tb
 
 
-def _frame(filename: str, lineno: int, function: str) -> FrameType:
-    """Return a frame that looks as if it were in that function: one of a code that just raised."""
-    code: CodeType = compile("raise LookupError", filename, "exec")
-    code = code.replace(co_name=function, co_firstlineno=lineno)
+def _frame(filename: str, lineno: int, function: str, first: int) -> FrameType:
+    """Return a frame that looks as if it were in that function: one of a code that just raised.
+
+    IPython takes the function's lines from its first one on, and the frame's own line.
+    """
+    first = min(first, lineno)
+    code: CodeType = compile("\n" * (lineno - first) + "raise LookupError", filename, "exec")
+    code = code.replace(co_name=function, co_firstlineno=first)
+    scope = {"__name__": function, "__tracebackhide__": filename == standin.__file__}
     try:
-        exec(code, {"__name__": function})  # noqa: S102 - the two words above
+        exec(code, scope)  # noqa: S102 - the two words above
     except LookupError as error:
         tb = error.__traceback__
         while tb is not None and tb.tb_next is not None:

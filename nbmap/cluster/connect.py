@@ -50,6 +50,7 @@ __all__ = [
 logger = logging.getLogger("nbmap")
 
 TIMEOUT = 10.0  # seconds to reach a scheduler
+LEAST = 64 << 20  # bytes of memory that a worker process may be given
 
 _lock = threading.RLock()
 _chosen: list[Any] = []  # what `connect` was given, the last one counts
@@ -165,18 +166,18 @@ def _existing(target: Any) -> Transport:
     """Return the transport to a cluster that is there: an address, a file, a client, an object."""
     if isinstance(target, _Factory):
         target = _from_factory()
-    grows_to = 0
+    grows_to, cluster = 0, None
     if isinstance(target, (str, os.PathLike)):
         address, security = _address(os.fspath(target)), None
     elif hasattr(target, "scheduler_address"):  # a Dask cluster object
         address, security = target.scheduler_address, getattr(target, "security", None)
-        grows_to = _maximum(target)
+        cluster, grows_to = target, _maximum(target)
     elif hasattr(target, "scheduler") and hasattr(target, "security"):  # a Dask client
         if target.status != "running":
             msg = f"the Dask client that nbmap was given is {target.status}; make a new one"
             raise ClusterError(msg)
         address, security = target.scheduler.address, target.security
-        grows_to = _maximum(target.cluster)
+        cluster, grows_to = target.cluster, _maximum(target.cluster)
     else:
         msg = (
             f"cluster={target!r:.80} is none of: 'local', a scheduler's address, a scheduler file, "
@@ -186,7 +187,7 @@ def _existing(target: Any) -> Transport:
     found = _transports.get(address)
     if found is not None and found.alive():
         return found  # type: ignore[no-any-return]
-    _transports[address] = transport = _connected(address, security, grows_to)
+    _transports[address] = transport = _connected(address, security, cluster, grows_to)
     return transport
 
 
@@ -212,7 +213,7 @@ def _address(text: str) -> str:
     raise ClusterError(msg)
 
 
-def _connected(address: str, security: Any, grows_to: int) -> Transport:
+def _connected(address: str, security: Any, cluster: Any, grows_to: int) -> Transport:
     from distributed import Client
 
     from .leases import DaskTransport
@@ -222,10 +223,18 @@ def _connected(address: str, security: Any, grows_to: int) -> Transport:
     try:
         client = Client(address, security=security, timeout=TIMEOUT, set_as_default=False)
     except Exception as error:
-        msg = f"no Dask scheduler could be reached at {shown}: {str(error) or type(error).__name__}"
+        why = str(error) or type(error).__name__
         if address.startswith("tls") and security is None:
-            msg += ". It speaks TLS: pass a Client that has its certificates"
+            why = (
+                "it speaks TLS. Make a Dask client with its certificates and connect to that: "
+                "nbmap.connect(client), or %nbmap connect $client"
+            )
+        elif address.startswith("tcp"):
+            why += ". If it speaks TLS, its address begins with tls://"
+        msg = f"no Dask scheduler could be reached at {shown}: {why}"
         raise ClusterError(msg) from error
+    # So that it ends with its cluster, instead of trying for ten seconds to reach it again.
+    client.cluster = cluster
     atexit.register(client.close)
     return DaskTransport(client, grows_to=grows_to)
 
@@ -242,7 +251,10 @@ def _refuse_where_nobody_listens(address: str, shown: str) -> None:
         host, port = get_address_host_port(address)
         socket.create_connection((host, port), timeout=TIMEOUT).close()
     except (OSError, ValueError) as error:
-        msg = f"no Dask scheduler could be reached at {shown}: {error}"
+        msg = (
+            f"no Dask scheduler could be reached at {shown}: {error}. Check the address, and that "
+            "the scheduler is running"
+        )
         raise ClusterError(msg) from error
 
 
@@ -414,7 +426,13 @@ def start(
     with _lock:
         if _own is not None and _own.transport.alive():
             if (workers, threads, memory) not in {(None, None, None), _own.asked}:
-                msg = "nbmap's own cluster is running already; call nbmap.stop() first"
+                names = ("workers", "threads", "memory")
+                asked = zip(names, _own.asked, strict=True)
+                values = ", ".join(f"{name}={value}" for name, value in asked if value is not None)
+                msg = (
+                    f"nbmap's own cluster is running already, with {values or 'the defaults'}; "
+                    "stop it first, by nbmap.stop() or %nbmap stop"
+                )
                 raise ClusterError(msg)
         else:
             _own = _start_own(workers, threads, memory)
@@ -427,11 +445,13 @@ def _check_memory(memory: object) -> None:
     if memory is None:
         return
     try:
-        if isinstance(memory, str) and parse_bytes(memory) > 0:
-            return
+        nbytes = parse_bytes(memory) if isinstance(memory, str) else 0
     except (ValueError, OverflowError):
-        pass
-    msg = f'memory={shown(memory)} is no amount of memory: write it as "4GiB" or "500MB"'
+        nbytes = 0
+    if nbytes >= LEAST:
+        return
+    why = "is too little for a worker process" if nbytes > 0 else "is no amount of memory"
+    msg = f'memory={shown(memory)} {why}: write it with its unit, as in "4GiB" or "500MB"'
     raise OptionError(msg)
 
 
@@ -546,9 +566,13 @@ class Status:
         if not self.workers and not self.slots:
             return f"cluster: {self.cluster}"
         return (
-            f"cluster: {self.cluster} · {self.workers} workers · {self.slots} slots · "
-            f"{self.leases} in use · {self.runs} runs"
+            f"cluster: {self.cluster} · {_counted(self.workers, 'worker')} · "
+            f"{_counted(self.slots, 'slot')} · {self.leases} in use · {_counted(self.runs, 'run')}"
         )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def status() -> Status:

@@ -517,7 +517,7 @@ class Driver:
 
     def _store(self, start: int, outcomes: list[Any]) -> None:
         for outcome in outcomes if type(outcomes[0]) is not Sealed else ():
-            if type(outcome) is Failure and outcome is not _CANCELLED:
+            if type(outcome) is Failure and outcome.kind != CANCELLED:
                 self._newest.append(line_of(outcome))
                 if len(self.first_failures) < FAILURES:
                     self.first_failures.append(outcome)

@@ -85,8 +85,9 @@ class Blob:
 class Failure:
     """How one input ended without an output, in plain values.
 
-    `frames` are the user's frames as (file, line number, function, source line). `pickled` is the
-    exception itself, where it could be pickled; on the wire it travels among the frames.
+    `stack` are the user's frames as (file, line number, function, source line, first line of the
+    function). `pickled` is the exception itself, where it could be pickled; on the wire it travels
+    among the frames.
     """
 
     index: int

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import SimpleCompletion
 
-from .magics import COMMANDS, LINE_OPTIONS
+from .command import COMMANDS, START_OPTIONS
+from .line import LINE_OPTIONS, variables
 
 if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext, SimpleMatcherResult
@@ -59,7 +60,7 @@ def _of_nbmap(text: str, line: str, shell: Any) -> SimpleMatcherResult:
     if not blank:
         return _offer(COMMANDS, command)
     if command == "start":
-        return _options(behind, line, ("workers", "threads", "memory"), shell)
+        return _options(behind, line, START_OPTIONS, shell)
     if command == "connect" and " " not in behind.strip():
         return _variables(behind, shell) if behind[:1] == "$" else _offer(["none"], behind)
     return {"completions": []}
@@ -81,8 +82,8 @@ def _options(text: str, line: str, names: Iterable[str], shell: Any) -> SimpleMa
 
 def _variables(text: str, shell: Any) -> SimpleMatcherResult:
     hidden = getattr(shell, "user_ns_hidden", ())
-    names = [n for n in list(shell.user_ns) if n[:1] != "_" and n not in hidden]
-    return _offer([f"${name}" for name in sorted(names)], text)
+    names = [name for name in variables(shell.user_ns) if name not in hidden]
+    return _offer([f"${name}" for name in names], text)
 
 
 def _offer(texts: Iterable[str], typed: str) -> SimpleMatcherResult:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from IPython.display import DisplayHandle, display
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
 
 from ..view import watch
 from ..view.terminal import Display
@@ -23,6 +24,7 @@ from . import kernel
 # of another. The variables are set in whatever VS Code starts.
 ISOLATING_VARIABLES = ("VSCODE_PID", "VSCODE_CWD")
 ISOLATING_MODULES = ("google.colab",)
+SERVED = "JPY_SESSION_NAME"  # what Jupyter's server tells the kernels of its notebooks
 
 
 def install() -> None:
@@ -31,16 +33,28 @@ def install() -> None:
         watch.notebook = Cells()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Shown:
-    """What was displayed in a cell."""
+    """What was displayed, by that publisher.
 
-    handle: DisplayHandle
-    cell: str
+    `%%capture` puts another in its place while its cell runs; what is in other cells must not be
+    captured with it.
+    """
+
+    publisher: DisplayPublisher
+    display_id: str
 
     def update(self, bundle: dict[str, Any]) -> None:
         """Replace it by display id, which reaches the right cell from any thread."""
-        self.handle.update(bundle, raw=True)
+        self._publish(bundle, update=True)
+
+    def show(self, bundle: dict[str, Any]) -> None:
+        """Display it."""
+        self._publish(bundle, update=False)
+
+    def _publish(self, bundle: dict[str, Any], *, update: bool) -> None:
+        transient = {"display_id": self.display_id}
+        self.publisher.publish(bundle, {}, transient=transient, update=update)
 
 
 class Cells:
@@ -73,12 +87,20 @@ class Cells:
 
     # -- for nbmap.view.widget
 
-    def show(self, bundle: dict[str, Any]) -> Shown:
+    def show(self, bundle: dict[str, Any], display_id: str) -> Shown:
         """Display something in the cell that runs now."""
-        handle = display(bundle, raw=True, display_id=True)
-        assert handle is not None
-        return Shown(handle, self.cell())
+        shown = Shown(InteractiveShell.instance().display_pub, display_id)
+        shown.show(bundle)
+        return shown
 
     def cell(self) -> str:
         """Name the execution of the cell that runs now."""
         return kernel.cell()
+
+    def watched(self) -> bool:
+        """Tell whether a browser may show widgets.
+
+        Where a program runs the cells (nbclient, papermill) none does, and that program would
+        keep the widgets' state, with their code, in the notebook.
+        """
+        return not self.mounts or SERVED in os.environ or kernel.cell_has_id()

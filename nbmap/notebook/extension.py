@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from IPython.core.completer import CompletionContext, SimpleMatcherResult
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-__all__ = ["NbmapMagics", "load", "loaded", "unload"]
+__all__ = ["NbmapMagics", "load", "unload"]
 
 # For each shell, what undoes the loading.
 _undo: WeakKeyDictionary[InteractiveShell, list[Callable[[], object]]] = WeakKeyDictionary()
@@ -70,9 +70,9 @@ class NbmapMagics(Magics):
         this version does not have them yet.
         """
         __tracebackhide__ = True
-        from . import magics
+        from .cell import run_cell
 
-        return magics.run_cell(self.shell, line, cell, _help_of(NbmapMagics.remote))
+        return run_cell(self.shell, line, cell, _help_of(NbmapMagics.remote))
 
     @no_var_expand
     @line_magic
@@ -94,9 +94,9 @@ class NbmapMagics(Magics):
         %nbmap doctor                 what is installed, reachable and wrong
         """
         __tracebackhide__ = True
-        from . import magics
+        from .command import command
 
-        return magics.command(self.shell, line, _help_of(NbmapMagics.nbmap))
+        return command(self.shell, line, _help_of(NbmapMagics.nbmap))
 
 
 def _help_of(magic: Callable[..., Any]) -> str:
@@ -127,15 +127,6 @@ def unload(shell: InteractiveShell) -> None:
     """
     for undo in reversed(_undo.pop(shell, [])):
         undo()
-
-
-def loaded(shell: InteractiveShell) -> bool:
-    """Tell whether the magics are registered.
-
-    Args:
-        shell: the IPython that is asked about.
-    """
-    return shell in _undo
 
 
 def _register_magics(shell: Any, undo: list[Callable[[], object]]) -> None:
@@ -188,9 +179,9 @@ def _register_epilogue(shell: Any, undo: list[Callable[[], object]]) -> None:
             shell.last_execution_succeeded = False
         # Without a handle there is nothing to say, and nothing to import.
         if result.error_in_exec is not None and "nbmap.handle" in sys.modules:
-            from . import magics
+            from .hint import hint
 
-            magics.hint(shell, result.error_in_exec)
+            hint(shell, result.error_in_exec)
 
     shell.events.register("post_run_cell", after_cell)
     undo.append(lambda: shell.events.unregister("post_run_cell", after_cell))

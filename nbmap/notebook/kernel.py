@@ -24,6 +24,11 @@ def cell() -> str:
     return str(header.get("msg_id", ""))
 
 
+def cell_has_id() -> bool:
+    """Tell whether the page has told which of its cells runs; programs without a page don't."""
+    return "cellId" in _kernel().get_parent().get("metadata", {})
+
+
 def answer_requests(answer: Answer) -> bool:
     """Have requests of the page answered while a cell runs.
 

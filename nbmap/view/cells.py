@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 import sys
 from array import array
+from collections.abc import Sequence
 
 from ..engine.model import SHOWN_STATUSES, Statuses
 
-__all__ = ["MOST", "Cells"]
+__all__ = ["MOST", "Cells", "Range", "packed"]
+
+Range = tuple[int, int, int]  # start, length, status
 
 MOST = 1 << 22  # inputs of which the grid shows each; of larger runs it shows none
 RANGE = 9  # bytes: two u32 and a u8
 
-_WAITING, _RUNNING, _DONE = (SHOWN_STATUSES.index(s) for s in ("waiting", "running", "done"))
+_WAITING, _RUNNING, _DONE, _FAILED = map(SHOWN_STATUSES.index, SHOWN_STATUSES[:4])
 _ENDED = bytes.maketrans(bytes((_WAITING, _RUNNING)), bytes((_DONE, _DONE)))
 _CHANGED = re.compile(rb"[^\0]+")
 _SAME = re.compile(rb"(.)\1*", re.DOTALL)
@@ -29,20 +32,21 @@ class Cells:
     def __init__(self) -> None:
         self.column = b""
 
-    def take(self, statuses: Statuses) -> list[tuple[int, int, int]] | None:
+    def take(self, statuses: Statuses, failed: Sequence[int] = ()) -> list[Range] | None:
         """Take the newest statuses.
 
         Args:
             statuses: of the same run.
+            failed: inputs that have failed since the last look, which may be dropped already.
 
         Returns:
-            The changes as (start, length, status), or None where the whole column is shorter.
+            The changes, or None where the whole column is shorter.
         """
-        old, new = self.column, self._joined(statuses)
+        old, new = self.column, self._joined(statuses, failed)
         self.column = new
         if old == new:
             return []
-        ranges: list[tuple[int, int, int]] = []
+        ranges: list[Range] = []
         for changed in _CHANGED.finditer(_differing(old, new)):
             ranges += (
                 (same.start(), same.end() - same.start(), new[same.start()])
@@ -52,15 +56,19 @@ class Cells:
                 return None
         return ranges
 
-    def _joined(self, statuses: Statuses) -> bytes:
-        """Return the column from input 0 on; what was dropped unseen has ended."""
-        before = self.column[: statuses.base].translate(_ENDED)
-        before += bytes([_DONE]) * (min(statuses.base, MOST + 1) - len(before))
-        column = before + statuses.column
+    def _joined(self, statuses: Statuses, failed: Sequence[int]) -> bytes:
+        """Return the column from input 0 on; what was dropped unseen is done unless it failed."""
+        length = min(statuses.base, MOST + 1)
+        before = bytearray(self.column[:length].translate(_ENDED))
+        before += bytes([_DONE]) * (length - len(before))
+        for index in failed:
+            if index < length:
+                before[index] = _FAILED
+        column = bytes(before) + statuses.column
         return column if len(column) <= MOST else b""
 
 
-def packed(ranges: list[tuple[int, int, int]]) -> bytes:
+def packed(ranges: list[Range]) -> bytes:
     """Return ranges as bytes: all starts and all lengths (u32, little endian), all statuses."""
     numbers = array("I", [start for start, _, _ in ranges] + [length for _, length, _ in ranges])
     if sys.byteorder == "big":

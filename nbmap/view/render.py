@@ -185,11 +185,11 @@ def page(
     """
     s = snapshot
     name = _html(plain(s.name, 60))
+    asof = f" · as of {_html(clock)}" if clock and s.status == "running" else ""
     if s.status == "running" and unshown and not s.failed:
-        body = f"<p><b>{name}</b>: {_size(s)}, running</p>"
+        body = f"<p><b>{name}</b>: {_size(s)}, running{asof}</p>"
     else:
         said = _html(summary(s).removeprefix(plain(s.name, 60)).strip())
-        asof = f" · as of {_html(clock)}" if clock and s.status == "running" else ""
         body = f"<p><b>{name}</b>: {said}{asof}</p>"
         if not unshown:
             body += _counts_table(s)

@@ -13,6 +13,7 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -73,6 +74,8 @@ class Watch:
         self.prints: SimpleQueue[tuple[int, str, str]] = SimpleQueue()
         self.began = self.looked = time.monotonic()
         self.closed = threading.Event()
+        # By its context a kernel knows to which cell an update belongs.
+        self.context = contextvars.copy_context()
 
     def forward(self) -> None:
         """Pass on what was printed."""
@@ -85,12 +88,12 @@ class Watch:
     def look(self) -> None:
         """Show where the run stands."""
         self.looked = time.monotonic()
-        self.display.update(self.run.snapshot())
+        self.context.run(self.display.update, self.run.snapshot())
 
     def close(self) -> None:
         """Show how the run ended."""
         self.forward()
-        self.display.close(self.run.snapshot())
+        self.context.run(self.display.close, self.run.snapshot())
         self.closed.set()
 
 
@@ -100,40 +103,42 @@ _thread: threading.Thread | None = None
 _wake = threading.Event()
 
 
-def begin(run: Watched) -> None:
-    """Show a run from now on."""
+def begin(run: Watched) -> bool:
+    """Show a run from now on, and tell whether that can be done; it goes on in any case."""
     global _thread
-    watch = Watch(run)
+    try:
+        watch = Watch(run)
+    except Exception:
+        logger.exception("a run can't be shown")
+        return False
     if notebook is None:
         run.on_print = lambda *printed: watch.prints.put(printed)
     with _lock:
         _watches[id(run)] = watch
         if _thread is None:
-            # In a copy of the context, by which a kernel knows what cell an update belongs to.
-            context = contextvars.copy_context()
-            _thread = threading.Thread(
-                target=context.run, args=(_loop,), name="nbmap-view", daemon=True
-            )
+            _thread = threading.Thread(target=_loop, name="nbmap-view", daemon=True)
             _thread.start()
+    return True
 
 
 def begin_quietly(run: Watched) -> None:
     """Show a single call if it takes long, in a notebook; elsewhere pass on what it prints."""
     if notebook is not None:
         began = time.monotonic()
+        me = weakref.ref(run)  # a run that held itself would keep its output until a collection
 
         def waited() -> None:
-            if time.monotonic() - began > FIRST_CALL:
-                run.on_wait = None
-                begin(run)
+            waiting = me()
+            if waiting is not None and time.monotonic() - began > FIRST_CALL:
+                waiting.on_wait = None
+                begin(waiting)
 
         run.on_wait = waited
         return
 
     def first(index: int, stream: str, text: str) -> None:
-        begin(run)
-        assert run.on_print is not None
-        run.on_print(index, stream, text)
+        if begin(run) and run.on_print is not None:
+            run.on_print(index, stream, text)
 
     run.on_print = first
 

@@ -11,14 +11,14 @@ Messages, as `tests/decisions/008-what-a-notebook-keeps.md` describes them::
     kernel ──▶ browser   key     head, failures; all statuses as bytes
                          delta   head, new failures; the statuses that changed, as ranges
                          answer  to one request
-    browser ──▶ kernel   hello · cancel · detail     each with an id; acted on once
+    browser ──▶ kernel   hello · cancel · detail     each with an id; may come twice
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,9 +28,9 @@ from weakref import WeakValueDictionary
 import anywidget
 import traitlets
 
-from ..engine.model import Failure, Snapshot, Statuses
+from ..engine.model import SHOWN_STATUSES, Failure, Snapshot, Statuses
 from . import render
-from .cells import MOST, Cells, packed
+from .cells import MOST, Cells, Range, packed
 from .watch import Watched
 
 __all__ = ["Bundle", "Output", "Page", "View", "answer"]
@@ -42,20 +42,19 @@ HELLO = 3.0  # seconds that a browser has to say hello before the HTML moves wit
 STATIC_EVERY = 1.0  # seconds between two states of the HTML where no browser shows the widget
 SAVED_EVERY = 30.0  # the same where one does: for a notebook that is saved meanwhile
 STILL = 1.0  # seconds after which a run in which nothing has changed says so
-FAILURES_AT_ONCE = 50
+FAILURES = 200  # that a browser is told of
 KEPT = 20  # ended runs whose widgets stay, for a page that is loaded again
-REQUESTS = 256  # of which the answers are remembered
+
+CANCELLED = SHOWN_STATUSES.index("cancelled")
 
 Bundle = dict[str, Any]
 
 
 class Output(Protocol):
-    """Something that was displayed in a cell."""
-
-    cell: str  # names the execution of the cell
+    """A way to bring up to date what was displayed; the same for what took the same way."""
 
     def update(self, bundle: Bundle) -> None:
-        """Replace it, from any thread."""
+        """Replace it wherever it is displayed, from any thread."""
 
 
 class Page(Protocol):
@@ -63,11 +62,14 @@ class Page(Protocol):
 
     mounts: bool  # whether a widget can reach the HTML of a cell's output
 
-    def show(self, bundle: Bundle) -> Output:
+    def show(self, bundle: Bundle, display_id: str) -> Output:
         """Display something in the cell that runs now."""
 
     def cell(self) -> str:
         """Name the execution of the cell that runs now."""
+
+    def watched(self) -> bool:
+        """Tell whether a browser may show widgets; where none can, none must be made."""
 
 
 class Model(anywidget.AnyWidget):
@@ -119,18 +121,21 @@ class View:
         self._failures = run.first_failures
         self._page = page
         self._began = time.monotonic()
+        self._lasts = False  # longer than a line is worth
         self._model: Model | None = None
-        self._outputs: list[Output] = []
+        self._outputs: set[Output] = set()
+        self._cell: str | None = None
         self._snapshot = run.snapshot()
         self._cells = Cells()
         self._lock = threading.Lock()  # of the four below, never held while something is sent
+        self._greeted: set[str] = set()  # requests of pages that said hello
         self._heard = False
         self._key_due = False
         self._ended = False
-        self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._told: tuple[Any, ...] = ()  # what the last message said
-        self._told_failures = 0
         self._told_at = 0.0
+        self._told_failures = 0
+        self._seen_failures = 0
         self._published = self._began
         _views[self.id] = self
         self.show()
@@ -140,8 +145,13 @@ class View:
     def show(self) -> None:
         """Display the run in the cell that runs now, unless it is there."""
         cell = self._page.cell()
-        if all(output.cell != cell for output in self._outputs):
-            self._outputs.append(self._page.show(self._bundle()))
+        if cell == self._cell:
+            return
+        self._cell = cell
+        snapshot = self._snapshot
+        self._outputs.add(self._page.show(self._bundle(), self.id))
+        if snapshot is not self._snapshot:  # which may have been the last, published before
+            self._publish()
 
     def _bundle(self) -> Bundle:
         s = self._snapshot
@@ -152,7 +162,7 @@ class View:
                 self._failures,
                 mount=self.id,
                 clock=time.strftime("%H:%M:%S"),
-                unshown=self._model is None,
+                unshown=not self._lasts,
             ),
         }
         if self._model is not None and not self._page.mounts and not self._ended:
@@ -166,7 +176,7 @@ class View:
     def _publish(self) -> None:
         self._published = time.monotonic()
         bundle = self._bundle()
-        for output in self._outputs:
+        for output in list(self._outputs):
             output.update(bundle)
 
     # -- on the view thread
@@ -174,20 +184,20 @@ class View:
     def update(self, snapshot: Snapshot) -> None:
         """Show the run as it is now."""
         self._snapshot = snapshot
-        if self._model is None:
-            self._model = Model(
-                self._receive,
-                run=self.id,
-                name=render.plain(self._name, 60),
-                mounts=self._page.mounts,
-            )
+        if not self._lasts:
+            self._lasts = True
+            if self._page.watched():
+                name = render.plain(self._name, 60)
+                self._model = Model(self._receive, run=self.id, name=name, mounts=self._page.mounts)
             self._publish()
         now = time.monotonic()
+        every = STATIC_EVERY
         if self._heard:
             self._tell()
-            if now - self._published > SAVED_EVERY:
-                self._publish()
-        elif now - self._began > HELLO and now - self._published > STATIC_EVERY:
+            every = SAVED_EVERY
+        elif self._model is not None and now - self._began < HELLO:
+            return
+        if now - self._published > every:
             self._publish()
 
     def printed(self, index: int, stream: str, text: str) -> None:
@@ -197,9 +207,6 @@ class View:
         """Show how the run ended."""
         self._snapshot = snapshot
         if self._model is not None:
-            late = len(self._failures) - self._told_failures > FAILURES_AT_ONCE
-            with self._lock:
-                self._key_due |= late
             self._tell()
             with self._lock:
                 self._ended = True
@@ -226,46 +233,46 @@ class View:
     def _tell(self) -> None:
         """Send what has changed since the last message; on the view thread."""
         assert self._run is not None
-        changes = self._cells.take(self._run.statuses())
+        failed = [failure.index for failure in self._failures[self._seen_failures :]]
+        self._seen_failures += len(failed)
+        changes = self._cells.take(self._statuses(self._run), failed)
         with self._lock:
             heard, key, self._key_due = self._heard, self._key_due, False
         if not heard:
             return
+        if key:
+            self._send_key()
+            return
         s, now = self._snapshot, time.monotonic()
         state = (s.status, s.total, s.done, s.failed, s.cancelled, s.running, s.note)
-        if key or changes is None:
-            self._send_key()
-        elif (
-            changes
-            or state != self._told
-            or self._told_failures < len(self._failures)
-            or now - self._told_at > STILL
-        ):
-            new = self._failures[self._told_failures : self._told_failures + FAILURES_AT_ONCE]
-            self._told_failures += len(new)
-            message = {
-                "type": "delta",
-                "head": self._head(),
-                "failures": _shown(new),
-                "ranges": len(changes),
-            }
-            self._send(message, [packed(changes)])
-        else:
+        new = self._failures[self._told_failures : FAILURES]
+        if changes == [] and not new and state == self._told and now - self._told_at < STILL:
             return
         self._told, self._told_at = state, now
+        self._told_failures += len(new)
+        self._send_state("delta", new, changes)
+
+    def _statuses(self, run: Watched) -> Statuses:
+        """Return how far each input is; what an ended run will not read is cancelled as well."""
+        told, s = run.statuses(), self._snapshot
+        unread = (s.total or 0) - told.base - len(told.column)
+        if s.status == "running" or s.waiting or not 0 < unread <= MOST:
+            return told
+        return Statuses(told.base, told.column + bytes([CANCELLED]) * unread)
 
     def _send_key(self) -> None:
-        known = self._failures[:]
+        known = self._failures[:FAILURES]
         self._told_failures = len(known)
-        column = self._cells.column
-        ranges = Cells().take(Statuses(0, column))
+        self._send_state("key", known, Cells().take(Statuses(0, self._cells.column)))
+
+    def _send_state(self, kind: str, failures: list[Failure], changes: list[Range] | None) -> None:
         message = {
-            "type": "key",
+            "type": kind,
             "head": self._head(),
-            "failures": _shown(known),
-            "ranges": None if ranges is None else len(ranges),
+            "failures": _shown(failures),
+            "ranges": None if changes is None else len(changes),
         }
-        self._send(message, [column if ranges is None else packed(ranges)])
+        self._send(message, [self._cells.column if changes is None else packed(changes)])
 
     def _send(self, message: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
         if self._model is not None:
@@ -291,25 +298,21 @@ class View:
         self._send({"type": "answer", "rid": body.get("rid"), "result": result})
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Act on a request, once, and return the answer; the same may come on two channels."""
-        rid = str(body.get("rid"))
-        with self._lock:
-            if rid in self._answers:
-                return self._answers[rid]
-            result = self._answers[rid] = {"ok": True}
-            while len(self._answers) > REQUESTS:
-                self._answers.popitem(last=False)
+        """Act on a request and return the answer; the same may come on two channels."""
         what = body.get("type")
         if what == "hello":
-            self._welcome()
+            self._welcome(str(body.get("rid")))
         elif what == "cancel" and (run := self._run) is not None:
             run.cancel()
         elif what == "detail" and isinstance(index := body.get("index"), int):
-            result |= self._detail(index)
-        return result
+            return self._detail(index)
+        return {"ok": True}
 
-    def _welcome(self) -> None:
+    def _welcome(self, rid: str) -> None:
         with self._lock:
+            if rid in self._greeted:
+                return
+            self._greeted.add(rid)
             self._heard = self._key_due = True
             ended = self._ended
         if ended:  # nobody else will send it

@@ -146,13 +146,15 @@ def _format_roughly(error: BaseException, user: Any) -> str:
 
 
 def _stack(user: Any) -> list[list[Any]]:
+    """Return file, line, function, text of the line and first line of the function, per frame."""
     try:
-        frames = list(traceback.extract_tb(user))
+        firsts = [frame.f_code.co_firstlineno for frame, _ in traceback.walk_tb(user)]
+        frames = list(zip(traceback.extract_tb(user), firsts, strict=False))
     except BaseException:
         return []
     if len(frames) > STACK:
         frames = frames[: STACK // 2] + frames[-STACK // 2 :]
     return [
-        [_clean(f.filename, MESSAGE), f.lineno or 1, f.name, _clean(f.line or "", MESSAGE)]
-        for f in frames
+        [_clean(f.filename, MESSAGE), f.lineno or 1, f.name, _clean(f.line or "", MESSAGE), first]
+        for f, first in frames
     ]

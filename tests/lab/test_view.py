@@ -103,6 +103,8 @@ def test_v4_v5_cancel_ends_a_cell_that_blocks_the_kernel(lab, kernel):
     assert "RunCancelled" in notebook.text(1)
     expect(live.line).to_contain_text("cancelled after")
     expect(live.cancel).to_be_hidden()
+    live.grid.press("End")
+    expect(live.root.locator("[role=option]")).to_have_text("input 199: cancelled")
     notebook.run(2)
     notebook.wait_idle(2)
     assert notebook.text(2) == "cancelled True True 0"
@@ -156,7 +158,7 @@ def test_v9_text_of_user_code_is_text(lab):
         f"""
 ATTACK = {ATTACK!r} + "\\x1b[31mred \\x1b]8;;http://evil\\x07link\\u202etxt"
 
-@nbmap.remote(name=ATTACK)
+@nbmap.remote(name={ATTACK!r})
 def attack(text):
     print(text)
     time.sleep(1)
@@ -325,6 +327,76 @@ def test_a_reloaded_page_has_the_live_view_again(lab):
     live = Live(notebook, 1)
     expect(live.line).to_contain_text("4/4 (100%)")
     assert live.counts()["done"] == 4
+    assert notebook.console_errors == []
+
+
+def test_a_view_keeps_what_the_reader_does_in_it(lab):
+    """An open traceback stays open, focus stays, and no key reaches JupyterLab's command mode."""
+    notebook = opened(
+        lab,
+        """
+@nbmap.remote
+def fail_first(x):
+    time.sleep(0.3)
+    if x < 2:
+        raise ValueError(x)
+
+run = fail_first.map(range(12), return_exceptions=True)
+run.wait()
+""",
+        "run = work.map(range(200))\nrun.wait()",
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    live.failures.locator("summary").first.click()
+    live.failures.locator("summary").first.press("b")  # in command mode: a new cell below
+    for key in ("b", "End", "Home", "ArrowRight", "f", "Enter"):
+        live.grid.press(key)
+    notebook.wait_idle(1)
+    expect(live.line).to_contain_text("12/12 (100%)")
+    expect(live.failures.first).to_have_attribute("open", "")
+    expect(live.grid).to_be_focused()
+    expect(live.root.locator("[role=option]")).to_have_text("input 0: failed")
+    expect(live.root.locator(".nbmap-detail pre").last).to_contain_text("ValueError: 0")
+    expect(notebook.page.locator(".jp-Notebook .jp-Cell")).to_have_count(3)
+    notebook.run(2)
+    live = Live(notebook, 2)
+    expect(live.count("running")).to_have_text("2")
+    live.cancel.press("Enter")
+    notebook.wait_idle(2)
+    expect(live.line).to_contain_text("cancelled after")
+    expect(live.grid).to_be_focused()
+    assert notebook.console_errors == []
+
+
+def test_when_the_kernel_is_restarted_a_view_gives_way_to_what_was_known(lab):
+    """Nothing goes on as if it were running; the saved HTML says when it was true."""
+    notebook = opened(lab, "run = work.map(range(100))")
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    notebook.restart()
+    expect(live.root).to_have_count(0)
+    assert re.search(r"\d running, \d+ waiting · as of \d", notebook.text(1))
+    assert notebook.console_errors == []
+
+
+def test_of_many_ended_runs_the_newest_are_live(lab):
+    """The oldest views give way to their HTML, and a reload brings back those that are live."""
+    notebook = opened(
+        lab,
+        "from nbmap.view import widget\nwidget.KEPT = 2\n"
+        "for _ in range(4):\n    work.map(range(1)).wait()",
+    )
+    notebook.run(1)
+    notebook.wait_idle(1)
+    outputs = notebook.output(1).locator(".nbmap-mount")
+    expect(outputs).to_have_count(4)
+    expect(notebook.output(1).locator(".nbmap")).to_have_count(2)
+    expect(outputs.first.locator("table")).to_be_visible()
+    notebook.save()
+    notebook.reload()
+    expect(notebook.output(1).locator(".nbmap")).to_have_count(2)
     assert notebook.console_errors == []
 
 

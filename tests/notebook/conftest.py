@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from queue import Empty
+from tempfile import TemporaryDirectory
 
 import pytest
 from IPython import version_info
@@ -147,9 +148,15 @@ def new_kernel(tmp_path):
 
         def start(**environment):
             env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}
-            kernel, client = manager.start_new_kernel(kernel_name="python3", env=env)
+            # Not TCP, where another process may take a port before the kernel does.
+            sockets = stack.enter_context(TemporaryDirectory())  # the paths have to be short
+            kernel = manager.KernelManager(transport="ipc", ip=f"{sockets}/kernel")
+            kernel.start_kernel(env=env)
             stack.callback(kernel.shutdown_kernel, now=False)
+            client = kernel.blocking_client()
+            client.start_channels()
             stack.callback(client.stop_channels)
+            client.wait_for_ready(timeout=60)
             with contextlib.suppress(Empty):
                 while True:
                     client.get_iopub_msg(timeout=0.1)

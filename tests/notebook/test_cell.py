@@ -206,9 +206,44 @@ def test_what_decorators_make_has_to_be_a_function(notebook, text, told):
     assert told in " ".join(notebook.refused(cell(text)).split())
 
 
-def test_another_cell_magic_below_is_refused(notebook):
-    """There is no function in what it makes of the cell."""
-    assert "defines no function" in notebook.refused("%%remote\n%%time\ndef f(x): return x\n")
+@pytest.mark.parametrize("magic", ["%%time", "%%remote", "%%capture out"])
+def test_another_cell_magic_below_is_refused(notebook, magic):
+    """With the place where it belongs; nothing of the cell runs."""
+    told = notebook.refused(f"%%remote\n\n{magic}\ndef f(x): return x\nran = 1\n")
+    assert told.startswith(f"{magic.split()[0]} stands below %%remote")
+    assert "ran" not in notebook.ns
+
+
+@pytest.mark.parametrize("above", ["%%time", "%%capture out"])
+def test_another_cell_magic_above_has_the_cell_run(notebook, above):
+    """What it does with a cell it does with this one."""
+    ran = notebook.run(f"{above}\n%%remote\ndef f(x): return x\ny = f(1)\n")
+    assert ran.error is None
+    assert notebook.ns["y"] == 1
+
+
+def test_the_text_of_a_cell_may_come_from_anywhere(notebook):
+    """With Windows' line ends, indented as a whole, by tabs."""
+    for text in ("def f(x):\r\n    return x + 1\r\nf(1)", "\tdef f(x):\n\t\treturn x + 1\n\tf(1)"):
+        assert notebook.run(f"%%remote\n{text}").value == 2
+    ran = notebook.run("%%remote\r\ndef f(x):\r\n    return x\r\n1/0  # here\r\n")
+    assert "----> 4 1/0  # here" in ran.out
+
+
+def test_a_deeply_nested_cell_fails_as_elsewhere(notebook):
+    """What Python can compile, we can look at; what it can't is told without our frames."""
+    head = "def f(x): return x\n"
+    assert notebook.run(cell(head + "y = " + "+".join("1" * 900) + "\ny")).value == 900
+    ran = notebook.run(cell(head + "y = " + "-" * 100_000 + "1"))
+    assert isinstance(ran.error, (RecursionError, MemoryError, SyntaxError))
+    assert "cell.py" not in ran.text
+
+
+def test_a_syntax_error_while_the_cell_runs_is_shown_as_elsewhere(notebook):
+    """With the cell's line, since the error is not in the cell's own text."""
+    ran = notebook.run(cell("def f(x): return x\nexec('1 +')  # here\n"))
+    assert isinstance(ran.error, SyntaxError)
+    assert "exec('1 +')  # here" in ran.out
 
 
 def test_help_is_printed_and_nothing_runs(notebook):
@@ -251,7 +286,7 @@ def test_a_syntax_error_points_at_the_users_line(notebook, text, line, told):
     assert f", line {line}" in ran.out
     assert told in ran.out
     assert "^" in ran.out
-    assert "magics.py" not in ran.text
+    assert "cell.py" not in ran.text
     assert not ran.result.success
     assert "ran" not in notebook.ns
 
@@ -265,7 +300,7 @@ def test_an_exception_shows_the_cells_lines_only(notebook):
     assert f"Cell In[{number}], line 9" in ran.out
     assert "1/0  # here" in ran.out
     for alien in (
-        "magics.py",
+        "cell.py",
         "extension.py",
         "run_cell_magic",
         "skipping hidden",
@@ -364,26 +399,3 @@ def test_a_call_with_a_refused_option_is_one_line(notebook):
     ran = notebook.run("f(1)")
     assert ran.out.startswith("OptionError: retries=")
     assert len(ran.out.strip().splitlines()) == 1
-
-
-# square(xs).map()
-
-
-@pytest.mark.parametrize("under", ["", "%%remote\ndef other(x): return x\n"])
-@pytest.mark.parametrize("body", ["return x", "return x * x"], ids=["returns", "raises"])
-def test_mapping_the_output_of_a_call_is_explained(notebook, body, under):
-    """`square(xs).map()` raises, and one line says what to write instead."""
-    notebook.run(cell(f"def square(x):\n    {body}\nxs = [1, 2]"))
-    ran = notebook.run(f"{under}square(xs).map()")
-    assert isinstance(ran.error, (AttributeError, TypeError))
-    told = [line for line in ran.err.splitlines() if line.startswith("nbmap: ")]
-    assert told == [
-        "nbmap: square(xs) is one call of square; to call it with each input, write square.map(xs)"
-    ]
-
-
-def test_other_failures_are_not_explained(notebook):
-    """Only the line that failed counts, and only handles."""
-    notebook.run(cell("def square(x): return x"))
-    for text in ("1/0\nsquare([1]).map()", "'a'.map()", "len([1]).map()", "square.maps"):
-        assert "nbmap: " not in notebook.run(text).err

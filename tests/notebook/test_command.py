@@ -7,8 +7,9 @@ import pytest
 import nbmap
 from nbmap.cluster import connect
 from nbmap.engine.transport import InProcess
+from nbmap.notebook.command import COMMANDS
 from nbmap.notebook.extension import NbmapMagics
-from nbmap.notebook.magics import COMMANDS, LINE_OPTIONS
+from nbmap.notebook.line import LINE_OPTIONS
 
 
 @pytest.mark.parametrize("line", ["", " ", "status", "status  # now", "# now"])
@@ -30,6 +31,8 @@ def test_the_status_is_what_is_shown_by_default(notebook, line):
         ("stop all", "takes nothing behind it"),
         ("connect", "takes one address"),
         ("connect a b", "takes one address"),
+        ("connect 'no such.json'", "the scheduler file 'no such.json' can't be read"),
+        ("connect tls://127.0.0.1:1", "Check the address, and that the scheduler is running"),
         ("connect nowhere", "is not a scheduler's address"),
         ("connect $nowhere", "there is no variable 'nowhere'"),
         ("connect $f()", "expressions are not evaluated"),
@@ -43,6 +46,7 @@ def test_the_status_is_what_is_shown_by_default(notebook, line):
         ("start workers=2 workers=3", "given twice"),
         ("start memory=much", "memory='much' is no amount of memory"),
         ("start memory=-1GiB", "is no amount of memory"),
+        ("start memory=4", "memory='4' is too little for a worker process"),
         ("restart", "no cluster of its own to restart"),
     ],
 )
@@ -79,6 +83,14 @@ def test_a_variable_can_be_connected_to_and_none_undoes_it(bare, alone):
     assert "none yet" in repr(bare.run("%nbmap connect none").value)
 
 
+def test_one_of_a_kind_is_told_in_the_singular(bare, alone):
+    """1 worker, 1 slot, 1 run."""
+    assert repr(connect.Status("here", 1, 1, 0, 1)).endswith("1 worker · 1 slot · 0 in use · 1 run")
+    assert repr(connect.Status("here", 2, 4, 1, 0)).endswith(
+        "2 workers · 4 slots · 1 in use · 0 runs"
+    )
+
+
 def test_runs_are_those_of_this_kernel(notebook):
     """What nbmap.runs() returns."""
     notebook.run("%%remote\ndef f(x): return x\nrun = f.map([1, 2, 3])\nrun.wait()")
@@ -99,7 +111,8 @@ def test_our_own_cluster_is_started_restarted_and_stopped(bare, alone):
     try:
         started = bare.run("%nbmap start workers=1 threads=$two memory=1GiB").value
         assert (started.workers, started.slots) == (1, 2)
-        assert "running already" in bare.refused("%nbmap start workers=2")
+        told = " ".join(bare.refused("%nbmap start workers=2").split())
+        assert "running already, with workers=1, threads=2, memory=1GiB; stop it first" in told
         cell = "%%remote\ndef pid(_):\n    import os\n    return os.getpid()\npid(0)"
         before = bare.run(cell).value
         again = bare.run("%nbmap restart").value
@@ -109,6 +122,27 @@ def test_our_own_cluster_is_started_restarted_and_stopped(bare, alone):
     finally:
         stopped = bare.run("%nbmap stop")
     assert "none yet" in repr(stopped.value)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_speaks_tls_is_told_of_in_words(bare, alone):
+    """An address alone has no certificates; the message says what has them."""
+    from distributed import LocalCluster, Security
+
+    bare.shell.extension_manager.load_extension("nbmap")
+    with LocalCluster(
+        n_workers=0,
+        processes=False,
+        security=Security.temporary(),
+        dashboard_address=None,
+        silence_logs=50,
+    ) as cluster:
+        told = bare.refused(f"%nbmap connect {cluster.scheduler_address}")
+        assert "it speaks TLS" in told
+        assert "%nbmap connect $client" in " ".join(told.split())
+        plain = cluster.scheduler_address.replace("tls", "tcp")
+        told = " ".join(bare.refused(f"%nbmap connect {plain}").split())
+        assert "no Dask scheduler could be reached at tcp://" in told
 
 
 @pytest.mark.slow

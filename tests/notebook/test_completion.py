@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from IPython.core.completer import provisionalcompleter
 
-from nbmap.notebook.magics import COMMANDS, LINE_OPTIONS
+from nbmap.notebook.command import COMMANDS
+from nbmap.notebook.line import LINE_OPTIONS
 
 
 def offered(notebook, text, at=None):

@@ -8,21 +8,37 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
+from IPython.utils.capture import capture_output
 
 import nbmap
-from nbmap.notebook.magics import LINE_OPTIONS, options_of
+from nbmap.notebook.line import LINE_OPTIONS, options_of
 
 NAMES = {"t": "10m", "gpus": ["H100", "A100"], "again": nbmap.Retries(3), "model": 3}
 
 
 class Touchy:
-    """Raises on whatever could be evaluated of it."""
+    """Tells of whatever is done with it but being shown."""
+
+    def __init__(self, told):
+        vars(self)["told"] = told
 
     def __getattr__(self, name):
-        raise AssertionError(name)
+        self.told.append(name)
+        raise AttributeError(name)
 
-    def __call__(self):
-        raise AssertionError("called")
+    def __call__(self, *args):
+        self.told.append("called")
+
+    def __getitem__(self, key):
+        self.told.append("indexed")
+
+    def __format__(self, how):
+        self.told.append("formatted")
+        return ""
+
+    def __str__(self):
+        self.told.append("str")
+        return ""
 
     def __repr__(self):
         return "touchy"
@@ -88,6 +104,13 @@ def test_options_are_read_from_the_line(line, expected):
         ("return_exceptions=True", "f.map(inputs, return_exceptions=...)"),
         ("image=debian", "about Modal's cloud"),
         ("--fast", "options are written name=value"),
+        ("name=\x1b[0m", "without control characters"),
+        ("speed=2", "the options are gpu, concurrency"),
+        ("$t", "options are written name=value"),
+        ('"my run"', "'\"my run\"' is no option"),
+        ("gpu=A100, concurrency=5", "separated by blanks, without commas"),
+        ("gpu=\u201cRTX 4090\u201d", "write straight ones"),
+        ("timeout=$None", "is no variable"),
     ],
 )
 def test_a_wrong_line_is_refused_by_a_sentence(line, told):
@@ -103,6 +126,25 @@ def test_help_is_asked_for_anywhere_on_the_line(line):
     assert options_of(line, {}) is None
 
 
+def test_the_options_of_the_line_are_named_without_cluster():
+    """It is an option of decorators only, so nobody is sent there."""
+    with pytest.raises(UsageError, match="the options are") as caught:
+        options_of("speed=2", NAMES)
+    assert "cluster" not in str(caught.value)
+
+
+def test_a_variable_is_found_under_every_spelling_of_its_name():
+    """Python reads the micro sign and the Greek letter as one name, and so do we."""
+    assert options_of("concurrency=$\u00b5", {"\u03bc": 3}) == {"concurrency": 3}
+
+
+def test_odd_keys_of_the_namespace_are_never_offered():
+    """`globals()` takes any object as a key, also text that is no name."""
+    with pytest.raises(UsageError) as caught:
+        options_of("timeout=$limit", {3: 3, "limit\u202e": 1})
+    assert is_short_and_printable(str(caught.value))
+
+
 def test_a_long_message_is_cut_to_three_lines():
     """However long the value, the message is short."""
     with pytest.raises(UsageError) as caught:
@@ -110,27 +152,41 @@ def test_a_long_message_is_cut_to_three_lines():
     assert len(str(caught.value)) < 300
 
 
-NASTY = "%$#={}'\"\\ \t\n\r\x00\x07\x1b[]0;()`!?,.:x5Aé\u202e\ud800"
+NASTY = "%$#={}'\"\\ \t\n\r\x00\x07\x1b[]0;()`!?,.:x5A\u00e9\u202e\ud800"
+# What some language or another would evaluate.
+EVALUATED = [
+    f"{before}touchy{use}{after}"
+    for before, after in [
+        ("$", ""),
+        ("{", "}"),
+        ("{{", "}}"),
+        ("${", "}"),
+        ("$(", ")"),
+        ("f'{", "}'"),
+        ('f"{', '}"'),
+        ("`", "`"),
+        ("@", ""),
+        ("!", ""),
+        ("%", ""),
+        ("", ""),
+        ("%(", ")s"),
+        ("=", ""),
+    ]
+    for use in ("()", ".x", "[0]", "")
+]
+VALUES = st.one_of(
+    st.sampled_from(EVALUATED),
+    st.sampled_from(["5", "A100", "'a b'", "$a", "$b.c", "{a}", "10m", "$None", "$limit", "$lim"]),
+    st.text(alphabet=NASTY, max_size=8),
+)
+WORDS = st.one_of(
+    st.sampled_from([*LINE_OPTIONS, "max_containers", "cluster", "keep", "=", "--help", "#"]),
+    st.builds("{}={}".format, st.sampled_from([*LINE_OPTIONS, "image", "keep"]), VALUES),
+    VALUES,
+    st.builds("{}{}".format, VALUES, VALUES),
+)
 texts = st.one_of(
-    st.text(),
-    st.text(alphabet=NASTY, max_size=30),
-    st.lists(
-        st.one_of(
-            st.sampled_from(
-                [*LINE_OPTIONS, "max_containers", "cluster", "keep", "=", "$a", "$f()"]
-            ),
-            st.builds(
-                "{}={}".format,
-                st.sampled_from([*LINE_OPTIONS, "image", "keep"]),
-                st.one_of(
-                    st.text(alphabet=NASTY, max_size=8),
-                    st.sampled_from(["5", "A100", "'a b'", "$a", "$touchy", "$b.c", "{a}", "10m"]),
-                ),
-            ),
-            st.text(alphabet=NASTY, max_size=8),
-        ),
-        max_size=5,
-    ).map(" ".join),
+    st.text(), st.text(alphabet=NASTY, max_size=30), st.lists(WORDS, max_size=5).map(" ".join)
 )
 
 
@@ -142,32 +198,56 @@ def is_short_and_printable(message):
 
 @settings(max_examples=1000, deadline=None)
 @given(texts)
-def test_any_text_gives_options_or_a_short_message(line):
-    """Nothing else comes out, and no character that a terminal would obey."""
-    namespace = {"a": 3, "touchy": Touchy()}
+def test_f22_any_text_gives_options_or_a_short_message(line):
+    """Nothing else comes out, no character that a terminal would obey, and nothing is evaluated."""
+    told = []
+    namespace = {"a": 3, "limit\u202e": 3, 7: 7, "touchy": Touchy(told)}
     try:
         options = options_of(line, namespace)
     except UsageError as error:
         assert is_short_and_printable(str(error))
     else:
         assert options is None or set(options) <= set(LINE_OPTIONS)
+    assert told == []
+
+
+BODY = "ran_it = ran.append(1)\ndef f(x): return x\n"
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(texts.filter(lambda text: "-h" not in text and "--help" not in text))
-def test_any_line_in_ipython_makes_a_handle_or_runs_nothing(notebook, line):
+@given(texts)
+def test_f22_any_line_in_ipython_makes_a_handle_or_runs_nothing(notebook, line):
     """Through the whole of IPython: nothing is expanded or evaluated, and a refused cell is empty."""
-    ran = []
-    notebook.ns.update(touched=lambda: ran.append(1), a=3, f=None)
+    told, ran = [], []
+    notebook.ns.update(touchy=Touchy(told), ran=ran, a=3, f=None)
     notebook.shell.displayhook.exec_result = None
     try:
-        notebook.shell.run_cell_magic("remote", line, "ran_it = touched()\ndef f(x): return x\n")
+        with capture_output() as captured:
+            notebook.shell.run_cell_magic("remote", line, BODY)
     except UsageError as error:
         assert is_short_and_printable(str(error))
         assert ran == []
         assert notebook.ns["f"] is None
     else:
-        assert ran == [1]
-        assert isinstance(notebook.ns["f"], nbmap.RemoteFunction)
+        helped = "default" in captured.stdout
+        assert ran == ([] if helped else [1])
+        assert isinstance(notebook.ns["f"], type(None) if helped else nbmap.RemoteFunction)
+    assert told == []
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(WORDS, max_size=4).map(" ".join).filter(lambda text: text.isprintable()))
+def test_f22_any_typed_line_makes_a_handle_or_runs_nothing(notebook, line):
+    """As above, for what a front end sends, which IPython rewrites first."""
+    told, ran = [], []
+    notebook.ns.update(touchy=Touchy(told), ran=ran, a=3, f=None)
+    did = notebook.run(f"%%remote {line}\n{BODY}")
+    if did.error is not None:
+        assert isinstance(did.error, UsageError)
+        assert is_short_and_printable(str(did.error))
+    assert ran == ([1] if notebook.ns["f"] else [])
+    assert told == []

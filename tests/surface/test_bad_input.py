@@ -137,6 +137,18 @@ def test_s17_a_mistyped_keyword_of_map_gets_the_nearest(transport, name):
         nbmap.remote(work).map([1], **{name: True})
 
 
+def test_s17_an_option_of_the_handle_is_not_one_of_map(transport):
+    """The refusal says where it belongs, unless the function has an argument of that name."""
+    for name, value in (("concurrency", 3), ("timeout", "10m"), ("max_containers", 2)):
+        said = rf"@nbmap\.remote\({name}={value!r}\)"
+        with pytest.raises(TypeError, match=f"{name!r}; it is one of the handle: .+{said}"):
+            nbmap.remote(work).map([1], **{name: value})
+    with pytest.raises(TypeError, match=r"constant arguments .+kwargs=\{'timeout'"):
+        nbmap.remote(lambda x, timeout: x).map([1], timeout=5)
+    with pytest.raises(TypeError, match="did you mean 'concurrency'"):
+        nbmap.remote(work).map([1], concurency=3)
+
+
 @pytest.mark.parametrize("value", [-1, "5", "many", 1.5, "101%", True])
 def test_s17_a_wrong_max_failures_is_refused(transport, value):
     """It is an OptionError when map is called."""
@@ -192,6 +204,13 @@ def test_f4_a_global_a_default_and_a_constant_are_named_too(transport):
         nbmap.remote(of_main("def use(x):\n    return LOCK", LOCK=lock)).map([1])
     with pytest.raises(nbmap.Unpicklable, match="held"):
         nbmap.remote(work).map([1], kwargs={"held": lock})
+
+
+def test_f4_a_decorator_that_makes_what_cannot_be_sent_is_blamed(transport):
+    """A cached function of a notebook goes by its name, which is the handle's now."""
+    text = "import functools\n@functools.lru_cache\ndef use(x):\n    return x"
+    with pytest.raises(nbmap.Unpicklable, match=r"use can't be sent .+ decorators .+Take them off"):
+        nbmap.remote(of_main(text)).map([1])
 
 
 def of_main(text, **names):

@@ -73,6 +73,16 @@ def test_inputs_that_were_dropped_unseen_have_ended():
     assert known.column == bytes([DONE, FAILED, DONE, DONE, DONE, DONE, RUNNING])
 
 
+def test_an_input_that_failed_and_was_dropped_unseen_has_failed():
+    """What a fast run forgets between two looks is not shown as done where it failed."""
+    known = cells.Cells()
+    known.take(Statuses(0, bytes([WAITING] * 6)))
+    known.take(Statuses(4, bytes([RUNNING])), [2, 4])
+    assert known.column == bytes([DONE, DONE, FAILED, DONE, RUNNING])
+    known.take(Statuses(6, b""))
+    assert known.column == bytes([DONE, DONE, FAILED, DONE, DONE, DONE])
+
+
 def test_of_very_many_inputs_none_is_drawn():
     """Beyond four million inputs there are only counts, so that memory is bounded."""
     known = cells.Cells()

@@ -17,11 +17,13 @@ const CELL_MAX = 20; // pixels of a cell of the grid, with its gap
 const CELL_MIN = 2; // below that, a cell stands for several inputs
 const GRID_HEIGHT = 220; // pixels
 const GLYPH_FROM = 11; // pixels of a cell that has room for a glyph
-const FAILURES = 200; // rows in the table
+const CURSOR_MIN = 8; // pixels of the frame around the cell that the keyboard is at
+const RANGES = 10_000; // changes between two frames from which on the whole grid is painted
 
 const ACK = 250; // ms until a request goes to the control channel as well
 const PATIENCE = 8000; // ms until a request counts as unanswered
 const SPOKEN = 5000; // ms between two sentences for a screen reader
+const GONE = ["restarting", "autorestarting", "terminating", "dead"]; // of a kernel's statuses
 
 // --- small things ---------------------------------------------------------------------------
 
@@ -65,34 +67,28 @@ class Run {
 
   receive(message, buffers) {
     if (message.type === "key") {
-      this.failures = message.failures;
-      this.takeHead(message.head);
-      this.column.fill(WAITING);
-      if (message.ranges === null) this.column.set(bytesOf(buffers[0]).subarray(0, this.column.length));
-      else this.fill(rangesOf(message.ranges, bytesOf(buffers[0])));
-      this.tell((view) => view.reset());
+      this.failures = message.failures; // those that were told before and the new ones
+      this.column = new Uint8Array(0);
+      this.take(message, bytesOf(buffers[0]), true);
     } else if (message.type === "delta" && this.head) {
       this.failures.push(...message.failures);
-      const grown = this.takeHead(message.head);
-      const ranges = rangesOf(message.ranges, bytesOf(buffers[0]));
-      this.fill(ranges);
-      this.tell((view) => (grown ? view.redraw() : view.update(ranges)));
+      this.take(message, bytesOf(buffers[0]), false);
     } else if (message.type === "answer") {
       this.settle(message.rid, message.result);
     }
   }
 
-  takeHead(head) {
+  take({ head, ranges: count }, bytes, isNew) {
     this.head = head;
-    if (head.cells === this.column.length) return false;
-    const column = new Uint8Array(head.cells);
-    column.set(this.column.subarray(0, head.cells));
-    this.column = column;
-    return true;
-  }
-
-  fill(ranges) {
+    const whole = isNew || count === null || head.cells !== this.column.length;
+    if (whole) {
+      const column = new Uint8Array(head.cells);
+      column.set((count === null ? bytes : this.column).subarray(0, head.cells));
+      this.column = column;
+    }
+    const ranges = count === null ? [] : rangesOf(count, bytes);
     for (const [start, stop, status] of ranges) this.column.fill(status, start, stop);
+    this.tell((view) => (whole ? view.redraw() : view.update(ranges)));
   }
 
   tell(what) {
@@ -192,7 +188,7 @@ class Grid {
     this.canvas.addEventListener("pointerleave", () => setText(this.tip, "\u00a0"));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("focus", () => this.move(this.cursor));
-    this.canvas.addEventListener("blur", () => this.paint());
+    this.canvas.addEventListener("blur", () => this.paintAround(this.cursorBin));
     this.colors = [];
     this.width = 0;
     this.bins = 0;
@@ -265,11 +261,33 @@ class Grid {
   }
 
   paintCursor() {
-    const [x, y] = this.place(Math.floor(this.cursor / this.per));
+    const [x, y] = this.place(this.cursorBin);
+    const around = Math.max(0, (CURSOR_MIN - this.size) / 2); // where cells are tiny, beyond it
+    const side = this.size - 2 + 2 * around;
     this.context.strokeStyle = this.edge;
     this.context.lineWidth = 2;
-    this.context.strokeRect(x + 1, y + 1, this.size - 2, this.size - 2);
+    this.context.strokeRect(x + 1 - around, y + 1 - around, side, side);
     this.context.lineWidth = 1;
+  }
+
+  // Paint a cell anew, with those that the frame of the cursor reaches.
+  paintAround(bin) {
+    const { columns, size } = this;
+    const reach = Math.ceil(CURSOR_MIN / size);
+    const [x, y] = this.place(bin);
+    const side = (2 * reach + 1) * size;
+    this.context.clearRect(x - reach * size, y - reach * size, side, side);
+    const first = Math.max(-reach, -(bin % columns));
+    const last = Math.min(reach, columns - 1 - (bin % columns));
+    for (let down = -reach; down <= reach; down++) {
+      for (let at = bin + down * columns + first; at <= bin + down * columns + last; at++) {
+        if (at >= 0 && at < this.bins) this.paintBin(at);
+      }
+    }
+  }
+
+  get cursorBin() {
+    return Math.floor(this.cursor / this.per);
   }
 
   place(bin) {
@@ -331,12 +349,14 @@ class Grid {
   }
 
   move(index) {
+    const before = this.cursorBin;
     this.cursor = Math.max(0, Math.min(this.run.column.length - 1, index));
-    const told = this.describe(Math.floor(this.cursor / this.per));
+    const told = this.describe(this.cursorBin);
     setText(this.option, told);
     setText(this.tip, told);
     this.option.setAttribute("aria-posinset", String(this.cursor + 1));
-    this.paint();
+    this.paintAround(before);
+    if (document.activeElement === this.canvas) this.paintCursor();
   }
 
   key(event) {
@@ -347,10 +367,9 @@ class Grid {
     else if (event.key === "End") this.move(this.run.column.length - 1);
     else if (event.key === "f" || event.key === "F") this.moveToFailure();
     else if (event.key === "Enter" || event.key === " ")
-      this.onPick(this.pickOf(Math.floor(this.cursor / this.per)));
+      this.onPick(this.pickOf(this.cursorBin));
     else return;
     event.preventDefault();
-    event.stopPropagation(); // JupyterLab's command mode would act on the same key
   }
 
   moveToFailure() {
@@ -386,16 +405,31 @@ class View {
     const parts = [top, this.note, this.bar, this.legend, this.grid.canvas, this.grid.tip];
     this.root.append(...parts, this.detail, this.failures, this.spoken);
     this.spokenAt = 0;
+    this.asked = 0; // how often an input was asked for
     this.rowsMade = 0;
     this.frame = 0;
     this.ranges = []; // what has changed since the last frame; null for everything
+    this.root.addEventListener("keydown", keepKey);
+    this.focused = null; // what has the focus, or had it when the view was taken out of the page
+    this.root.addEventListener("focusin", (event) => (this.focused = event.target));
+    this.root.addEventListener("focusout", () => {
+      queueMicrotask(() => this.root.isConnected && !this.root.matches(":focus-within") && (this.focused = null));
+    });
     this.resized = new ResizeObserver(() => this.resize());
     this.resized.observe(this.root);
     this.themed = new MutationObserver(() => this.redraw());
     const attributeFilter = ["class", "data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind"];
     this.themed.observe(document.body, { attributes: true, attributeFilter });
     run.views.add(this);
-    this.reset();
+    this.redraw();
+  }
+
+  // A view that is moved in the page keeps the focus.
+  moveTo(place) {
+    const { focused } = this;
+    place.append(this.root);
+    focused?.focus({ preventScroll: true });
+    this.redraw();
   }
 
   close() {
@@ -458,19 +492,15 @@ class View {
 
   // -- changes; they are drawn together, once a frame
 
-  reset() {
-    this.rows.replaceChildren();
-    this.rowsMade = 0;
-    this.redraw();
-  }
-
   redraw() {
     this.ranges = null;
     this.schedule();
   }
 
   update(ranges) {
-    if (this.ranges !== null) this.ranges.push(...ranges);
+    // A page that is hidden draws nothing, and must not remember every change until it does.
+    if (this.ranges !== null) this.ranges = this.ranges.concat(ranges);
+    if (this.ranges?.length > RANGES) this.ranges = null;
     this.schedule();
   }
 
@@ -509,7 +539,12 @@ class View {
   }
 
   drawCancel(head) {
-    this.cancel.hidden = head.status !== "running";
+    const over = head.status !== "running";
+    if (over && this.focused === this.cancel) {
+      this.focused = this.grid.canvas;
+      this.focused.focus({ preventScroll: true });
+    }
+    this.cancel.hidden = over;
   }
 
   drawGrid() {
@@ -528,11 +563,9 @@ class View {
     const known = this.run.failures;
     const total = head.counts[FAILED];
     this.failures.hidden = known.length === 0;
-    const shown = Math.min(known.length, FAILURES);
-    const rest = shown < total ? ` – the first ${number(shown)} are shown` : "";
+    const rest = known.length < total ? ` – the first ${number(known.length)} are shown` : "";
     setText(this.failuresTitle, `${number(total)} failed${rest}`);
-    for (let at = this.rowsMade; at < shown; at++) this.rows.append(...failureRows(known[at]));
-    this.rowsMade = shown;
+    while (this.rowsMade < known.length) this.rows.append(...failureRows(known[this.rowsMade++]));
   }
 
   speak(head) {
@@ -545,12 +578,13 @@ class View {
   // -- what the user asks for
 
   async cancelRun() {
-    this.cancel.disabled = true;
+    // Not disabled, since that would take the focus away; asked twice, the kernel does it once.
+    this.cancel.setAttribute("aria-disabled", "true");
     setText(this.cancel, "Cancelling…");
     try {
       await this.run.request({ type: "cancel" });
     } catch {
-      this.cancel.disabled = false;
+      this.cancel.removeAttribute("aria-disabled");
       setText(this.cancel, "Cancel");
       const hint = "The kernel did not answer. The notebook's Interrupt button (■) also cancels this run.";
       setText(this.note, hint);
@@ -558,12 +592,14 @@ class View {
   }
 
   async showDetail(index) {
+    const asked = ++this.asked;
     this.detail.hidden = false;
     const status = STATUSES[this.run.column[index]];
     const title = element("b", "", `input ${number(index)}: ${status}`);
     this.detail.replaceChildren(title);
     try {
       const told = await this.run.request({ type: "detail", index });
+      if (asked !== this.asked) return; // another input was asked for meanwhile
       const input = told.input ? [element("span", "nbmap-note", told.input)] : [];
       const printed = element("pre", "nbmap-printed", told.printed || "(it has printed nothing)");
       printed.setAttribute("aria-label", `what input ${number(index)} has printed`);
@@ -571,9 +607,15 @@ class View {
       const traceback = told.traceback ? [element("pre", "nbmap-traceback", told.traceback)] : [];
       this.detail.replaceChildren(title, ...input, printed, ...traceback);
     } catch {
+      if (asked !== this.asked) return;
       this.detail.append(element("span", "nbmap-note", "The kernel did not answer."));
     }
   }
+}
+
+// What is typed here is for the view: JupyterLab's command mode would add or delete cells.
+function keepKey(event) {
+  if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
 }
 
 // A failure is a row; its traceback, a row under it across the whole table, opens with the message.
@@ -611,14 +653,13 @@ function mountAll(run) {
   const mounted = new Map(); // element -> view
   const selector = `.nbmap-mount-${run.id}`;
   function mount(place) {
-    const view = takeAway(place) ?? new View(run);
+    const view = takeAway() ?? new View(run);
     place.classList.add("nbmap-mounted"); // which hides the HTML in it
-    place.append(view.root);
     mounted.set(place, view);
-    view.redraw();
+    view.moveTo(place);
   }
   // An output that is brought up to date is a new element: the view moves there as it is.
-  function takeAway(place) {
+  function takeAway() {
     for (const [old, view] of mounted) {
       if (isGone(old)) {
         mounted.delete(old);
@@ -643,21 +684,31 @@ function mountAll(run) {
       scan();
     });
   });
-  function begin() {
-    observer.observe(document.body, { childList: true, subtree: true });
-    scan();
-  }
   // Before the kernel has answered there is nothing to show, and the HTML tells more.
-  const waiting = { reset: () => (run.views.delete(waiting), begin()) };
+  const waiting = {
+    redraw() {
+      run.views.delete(waiting);
+      observer.observe(document.body, { childList: true, subtree: true });
+      scan();
+    },
+  };
   run.views.add(waiting);
-  return () => {
+  // What a kernel that is gone did not tell nobody knows: the HTML says when it was true.
+  const { kernel } = run.model.widget_manager ?? {};
+  const onStatus = (_, status) => GONE.includes(status) && unmount();
+  kernel?.statusChanged?.connect(onStatus);
+  function unmount() {
+    kernel?.statusChanged?.disconnect(onStatus);
     observer.disconnect();
     cancelAnimationFrame(due);
     for (const [place, view] of mounted) {
       place.classList.remove("nbmap-mounted");
       view.close();
     }
-  };
+    mounted.clear();
+    run.views.clear();
+  }
+  return unmount;
 }
 
 // JupyterLab takes cells that are scrolled away out of the page and puts them back later: those
@@ -666,22 +717,23 @@ function isGone(place) {
   return !place.isConnected && !place.closest(".jp-Cell, .jp-OutputArea");
 }
 
-const runs = new WeakMap(); // model -> Run
-
 export default {
   initialize({ model }) {
+    if (!model.get("mounts")) return undefined;
     const run = new Run(model);
-    runs.set(model, run);
-    const unmount = model.get("mounts") ? mountAll(run) : () => {};
+    const unmount = mountAll(run);
     return () => {
       unmount();
       run.close();
     };
   },
   render({ model, el }) {
-    const run = runs.get(model) ?? new Run(model);
+    const run = new Run(model);
     const view = new View(run);
     el.append(view.root);
-    return () => view.close();
+    return () => {
+      view.close();
+      run.close();
+    };
   },
 };
