@@ -60,6 +60,7 @@ chaos: .venv/.test
 bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
 	$(VENV) tests/bench/view.py --json tests/bench/view.json
+	$(VENV) tests/bench/startup.py --json tests/bench/startup.json
 
 pictures: .venv/.test | chromium
 	$(VENV) tests/pictures.py notebooks/pictures

@@ -60,10 +60,9 @@ def test_interrupt_ends_a_cell(lab, kernel):
     assert notebook.text(1) == "after"
 
 
-@each_kernel
-def test_a_page_is_reloaded_while_a_cell_runs(lab, kernel):
+def test_a_page_is_reloaded_while_a_cell_runs(lab):
     """A reloaded page finds its kernel again, also while a cell keeps it busy."""
-    notebook = lab.open(["kept = 1", SLEEP, "print(kept)"], kernel=kernel)
+    notebook = lab.open(["kept = 1", SLEEP, "print(kept)"])
     notebook.run(0)
     notebook.wait_idle(0)
     notebook.run(1)
@@ -120,18 +119,16 @@ def test_the_theme_changes_live(lab):
     wait_until(lambda: notebook.page.evaluate(background) == bright)
 
 
-@each_kernel
-def test_names_are_completed(lab, kernel):
+def test_names_are_completed(lab):
     """Tab offers what the kernel knows, and nothing where it knows nothing."""
-    notebook = lab.open(["1"], kernel=kernel)
+    notebook = lab.open(["1"])
     assert {"%%time", "%%timeit"} <= set(notebook.complete(0, "%%tim"))
     assert notebook.complete(0, "nobody_knows_this") == []
 
 
-@each_kernel
-def test_messages_are_counted_on_the_browsers_clock(lab, kernel):
+def test_messages_are_counted_on_the_browsers_clock(lab):
     """All messages of a comm are seen, with their buffers, and not more of them than were sent."""
-    notebook = lab.open([TICKS], kernel=kernel)
+    notebook = lab.open([TICKS])
     notebook.run(0)
     notebook.wait_idle(0)
     ticks = [m for m in notebook.messages if m.type == "comm_msg" and not m.sent]

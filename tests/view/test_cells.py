@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import struct
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,7 +93,9 @@ def test_of_very_many_inputs_none_is_drawn():
     assert known.column == b""
 
 
-def test_a_status_is_a_byte_of_its_own():
-    """The page knows the statuses by their place."""
-    assert SHOWN_STATUSES == ("waiting", "running", "done", "failed", "cancelled")
-    assert len(set(SHOWN_STATUSES)) == CANCELLED + 1
+def test_the_page_and_the_kernel_mean_the_same_statuses():
+    """A status travels as its place in a list, and both sides have the same list."""
+    script = (Path(cells.__file__).parent / "static" / "view.js").read_text("utf-8")
+    [names] = re.findall(r"^const STATUSES = \[(.*)\];$", script, re.MULTILINE)
+    assert tuple(json.loads(f"[{names}]")) == SHOWN_STATUSES
+    assert len(SHOWN_STATUSES) == CANCELLED + 1
