@@ -129,6 +129,8 @@ def shown(value: object) -> str:
         text = " ".join(line.strip() for line in repr(value).splitlines())
     except Exception:  # a broken repr must not hide the message that quotes it
         text = f"<{type(value).__name__}>"
+    # What a class of the user's returns as its repr may hold anything.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: 2 * _SHOWN])
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 

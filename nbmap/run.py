@@ -432,7 +432,7 @@ def build_exception(failure: Failure, index: int, name: str) -> BaseException:
     """Return the exception that a failure stands for."""
     if failure.kind == CANCELLED:
         return _cancelled(index)
-    where = f"input {index} ({failure.input}) of {name}"
+    where = f"input {index} ({render.plain(failure.input)}) of {render.plain(name, 60)}"
     if failure.kind != USER:
         kinds: dict[str, type[InputFailed]] = {LOST: WorkerLost, TIMEOUT: InputTimeout}
         return kinds.get(failure.kind, Unpicklable)(f"{where}: {failure.message}")

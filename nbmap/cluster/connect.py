@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def transport_for(cluster: object) -> Transport:
     global _ahead
     with _lock:
         target = cluster if cluster is not None else _named()
-        if target is None or target == "local":
+        if target is None or _is_local(target):
             _ahead = False
             return _own_transport()
         _close_if_unused()
@@ -200,7 +201,7 @@ def _maximum(cluster: Any) -> int:
 def _address(text: str) -> str:
     if "://" in text:
         return text
-    if text.endswith(".json") or Path(text).is_file():
+    if text.endswith(".json") or _is_file(text):
         try:
             return str(json.loads(Path(text).read_text())["address"])
         except (OSError, ValueError, KeyError) as error:
@@ -231,12 +232,28 @@ def _connected(address: str, security: Any, cluster: Any, grows_to: int) -> Tran
             )
         elif address.startswith("tcp"):
             why += ". If it speaks TLS, its address begins with tls://"
-        msg = f"no Dask scheduler could be reached at {shown}: {why}"
-        raise ClusterError(msg) from error
+        msg = f"no Dask scheduler could be reached at {shown}: {_without_user(why)}"
+        raise ClusterError(msg) from None  # the cause would name the address as it was given
     # So that it ends with its cluster, instead of trying for ten seconds to reach it again.
     client.cluster = cluster
     atexit.register(client.close)
     return DaskTransport(client, grows_to=grows_to)
+
+
+def _without_user(text: str) -> str:
+    """Take names and passwords out of the addresses in a text."""
+    return re.sub(r"[^\s/'\"@]+@", "", text)
+
+
+def _is_local(target: object) -> bool:
+    return isinstance(target, str) and target == "local"
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, say
+        return False
 
 
 def _refuse_where_nobody_listens(address: str, shown: str) -> None:
@@ -252,10 +269,10 @@ def _refuse_where_nobody_listens(address: str, shown: str) -> None:
         socket.create_connection((host, port), timeout=TIMEOUT).close()
     except (OSError, ValueError) as error:
         msg = (
-            f"no Dask scheduler could be reached at {shown}: {error}. Check the address, and that "
-            "the scheduler is running"
+            f"no Dask scheduler could be reached at {shown}: {_without_user(str(error))}. Check "
+            "the address, and that the scheduler is running"
         )
-        raise ClusterError(msg) from error
+        raise ClusterError(msg) from None  # the cause would name the address as it was given
 
 
 # --- our own ------------------------------------------------------------------------------------
@@ -468,7 +485,7 @@ def restart() -> Status:
     with _lock:
         if _own is None:
             named = _named()
-            where = "" if named is None or named == "local" else "; restart the other where it runs"
+            where = "" if named is None or _is_local(named) else "; restart the other where it runs"
             msg = f"nbmap has no cluster of its own to restart{where}"
             raise ClusterError(msg)
         workers, threads, memory = _own.asked
@@ -486,7 +503,7 @@ def dashboard() -> str:
     """
     with _lock:
         named = _named()
-        if named is None or named == "local":
+        if named is None or _is_local(named):
             return (
                 "nbmap's own cluster has no dashboard: it would be readable by every user of this "
                 "machine. The view below a cell shows its runs; `%nbmap connect` takes a cluster "
@@ -507,7 +524,7 @@ def versions() -> dict[str, dict[str, str]]:
         ClusterError: the cluster can't be reached.
     """
     named = _named()
-    if named is None or named == "local" or isinstance(named, Transport):
+    if named is None or _is_local(named) or isinstance(named, Transport):
         return {}
     transport: Any = _existing(named)
     told = transport.client.get_versions(check=False)
@@ -582,7 +599,7 @@ def status() -> Status:
         transport: Transport | None = None
         if isinstance(named, Transport):
             return Status(repr(named), 1, named.slots(), len(named.leases), len(named.jobs))
-        if named is None or named == "local":
+        if named is None or _is_local(named):
             if _own is None:
                 return Status(
                     "none yet; nbmap starts one on this machine when it is needed", 0, 0, 0, 0

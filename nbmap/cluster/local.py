@@ -14,6 +14,7 @@ place where the exit code of a worker is known. `tests/cluster/test_contract.py`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import logging
@@ -34,6 +35,7 @@ from .leases import DaskTransport
 THREADS = 64  # a process; Dask makes a thread when it is needed
 SHARE = 0.75  # of the memory, for the workers; the rest is the notebook's
 CLOSE = 3.0  # seconds that closing may take
+FORCE = 1.0  # seconds that a worker has for it
 
 # A terminal's Ctrl-C and a kernel's interrupt go to the whole process group. They are meant for the
 # notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
@@ -164,8 +166,19 @@ class LocalOwn:
         with contextlib.suppress(Exception):
             self._client.close(timeout=CLOSE)
         with contextlib.suppress(Exception):
+            self._cluster.sync(self._close_workers, callback_timeout=CLOSE)
+        with contextlib.suppress(Exception):
             self._cluster.close(timeout=CLOSE)
         logging.getLogger("distributed").removeHandler(recent)
+
+    async def _close_workers(self) -> None:
+        """Close the workers, by force after a moment.
+
+        The cluster would wait four seconds for a function that does not end, and Dask, at the end
+        of the process, ten more for the cluster.
+        """
+        nannies = list(self._cluster.workers.values())
+        await asyncio.gather(*(nanny.close(timeout=FORCE) for nanny in nannies))
 
 
 def cores() -> int:

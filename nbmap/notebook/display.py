@@ -24,7 +24,6 @@ from . import kernel
 # of another. The variables are set in whatever VS Code starts.
 ISOLATING_VARIABLES = ("VSCODE_PID", "VSCODE_CWD")
 ISOLATING_MODULES = ("google.colab",)
-SERVED = "JPY_SESSION_NAME"  # what Jupyter's server tells the kernels of its notebooks
 
 
 def install() -> None:
@@ -103,4 +102,4 @@ class Cells:
         Where a program runs the cells (nbclient, papermill) none does, and that program would
         keep the widgets' state, with their code, in the notebook.
         """
-        return not self.mounts or SERVED in os.environ or kernel.cell_has_id()
+        return not self.mounts or kernel.cell_has_id()

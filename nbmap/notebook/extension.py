@@ -131,6 +131,7 @@ def unload(shell: InteractiveShell) -> None:
 
 def _register_magics(shell: Any, undo: list[Callable[[], object]]) -> None:
     magics = NbmapMagics(shell=shell)
+    undo.append(lambda: shell.configurables.remove(magics))
     for kind, name in (("cell", "remote"), ("line", "nbmap")):
         table = shell.magics_manager.magics[kind]
         mine, before = magics.magics[kind][name], table.get(name)

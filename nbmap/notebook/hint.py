@@ -16,6 +16,8 @@ from ..handle import RemoteFunction
 
 __all__ = ["hint"]
 
+_NOTE = "nbmap: input 0 "  # of what a call's function raised
+
 
 def hint(shell: Any, error: BaseException) -> None:
     """After a cell that failed, say what to write where it maps the output of a call.
@@ -26,17 +28,26 @@ def hint(shell: Any, error: BaseException) -> None:
         shell: the IPython that ran the cell.
         error: what the cell raised; the lines of it that are the user's are looked at.
     """
-    for frame, line in walk_tb(error.__traceback__):
-        if frame.f_globals is not shell.user_ns:
-            continue
-        try:
-            tree = ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if (text := _mapped_output(node, line, shell.user_ns)) is not None:
-                print(f"nbmap: {text}", file=sys.stderr)  # noqa: T201 - below the traceback
-                return
+    frames = list(walk_tb(error.__traceback__))
+    places = [(f.f_code.co_filename, line) for f, line in frames if f.f_globals is shell.user_ns]
+    if not places or not _is_about_it(error, inside=frames[-1][0].f_globals is not shell.user_ns):
+        return
+    filename, line = places[-1]
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if (text := _mapped_output(node, line, shell.user_ns)) is not None:
+            print(f"nbmap: {text}", file=sys.stderr)  # noqa: T201 - below the traceback
+            return
+
+
+def _is_about_it(error: BaseException, *, inside: bool) -> bool:
+    """Tell whether the output has no such method, or the call with all inputs has failed."""
+    if isinstance(error, AttributeError) and error.name in {"map", "starmap"}:
+        return True
+    return inside and any(_NOTE in note for note in getattr(error, "__notes__", ()))
 
 
 def _mapped_output(node: ast.AST, line: int, namespace: Mapping[str, object]) -> str | None:

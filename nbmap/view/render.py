@@ -42,7 +42,7 @@ _ENDED = {
     "finished": "finished in {}",
     "cancelled": "cancelled after {}",
     "stopped": "stopped after {}",
-    "broken": "the cluster was lost after {}",
+    "broken": "its cluster ended after {}",
 }
 _PAGE_FAILURES = 20
 _PAGE_TRACEBACK = 8_000  # characters of one
@@ -239,14 +239,12 @@ def _failures_table(failures: Sequence[Failure], total: int) -> str:
         rows += (
             "<tr>" + "".join(f"<td>{_LEFT.format(cell)}</td>" for cell in (*cells, told)) + "</tr>"
         )
+    heads = "".join(f"<th>{_LEFT.format(n)}</th>" for n in ("#", "input", "exception", "message"))
     more = total - len(failures)
     left = (
         f"<p>{more:,} more failed inputs are not shown here: run.failures</p>" if more > 0 else ""
     )
-    return (
-        "<table><thead><tr><th>#</th><th>input</th><th>exception</th><th>message</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>{left}"
-    )
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{left}"
 
 
 def _failure_cells(f: Failure) -> tuple[str, str, str, str]:

@@ -159,23 +159,23 @@ def settle(run: Watched) -> None:
 
 def _loop() -> None:
     global _thread
+    next_look = time.monotonic() + EVERY
     while True:
         _wake.wait(EVERY)
         _wake.clear()
-        _round()
+        _close_ended()
+        # Who waits for the end of a run wakes this up; that must not show others more often.
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + EVERY
+            _look_at_stalest()
         with _lock:
             if not _watches:
                 _thread = None
                 return
 
 
-def _round() -> None:
-    """Close what has ended, and show the one of the others that was not shown for longest.
-
-    One a round: what is sent to a browser must not grow with the number of runs.
-    """
-    now = time.monotonic()
-    stalest: Watch | None = None
+def _close_ended() -> None:
+    """Show how runs ended that have, and pass on what the others have printed."""
     for key, watch in list(_watches.items()):
         try:
             if watch.run.over:
@@ -185,13 +185,22 @@ def _round() -> None:
             watch.forward()
         except Exception as error:
             _give_up(key, watch, error)
-        if now - watch.began > FIRST and (stalest is None or watch.looked < stalest.looked):
-            stalest = watch
-    if stalest is not None:
-        try:
-            stalest.look()
-        except Exception as error:
-            _give_up(id(stalest.run), stalest, error)
+
+
+def _look_at_stalest() -> None:
+    """Show the run that was not shown for longest, if there is any.
+
+    One at a time: what is sent to a browser must not grow with the number of runs.
+    """
+    now = time.monotonic()
+    old = [watch for watch in list(_watches.values()) if now - watch.began > FIRST]
+    if not old:
+        return
+    stalest = min(old, key=lambda watch: watch.looked)
+    try:
+        stalest.look()
+    except Exception as error:
+        _give_up(id(stalest.run), stalest, error)
 
 
 def _give_up(key: int, watch: Watch, error: Exception) -> None:

@@ -1,7 +1,7 @@
 # ruff: noqa: D100, INP001 - a docstring would become the notebook's `__doc__`
 #
-# Makes %%remote and %nbmap known in every kernel of this environment. Nothing is imported before
-# they are used; NBMAP_AUTOLOAD=0 turns it off. `%nbmap doctor` tells whether it worked.
+# Makes %%remote and %nbmap known in every kernel of this environment. What they do is imported
+# when they are used; NBMAP_AUTOLOAD=0 turns it off. `%nbmap doctor` tells whether it worked.
 
 
 def _load_nbmap() -> None:
