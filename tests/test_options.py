@@ -499,3 +499,13 @@ def test_any_object_is_a_limit_of_failures_or_an_option_error(value):
     except OptionError:
         return
     assert limit is None or not limit.exceeded(failed=0, finished=1_000_000)
+
+
+def test_a_message_shows_no_control_character_of_a_repr():
+    """A class may have any text as its repr; a message shows its escapes."""
+
+    class Hostile:
+        def __repr__(self):
+            return "\x1b]8;;http://evil\x07\u202etxt"
+
+    assert shown(Hostile()) == "\\x1b]8;;http://evil\\x07\\u202etxt"

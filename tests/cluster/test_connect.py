@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 
 import psutil
 import pytest
@@ -25,6 +26,22 @@ def test_a_dask_cluster_object_can_be_named(existing):
     """A handle's cluster= runs it there."""
     cluster = existing()
     assert nbmap.remote(where, cluster=cluster)(0) == cluster.scheduler_address
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_no_error_tells_the_password_of_an_address(scheme):
+    """Nor does its cause, which a script would print with it."""
+    password = "sec" + "ret"  # so that the traceback's line of this test does not have it
+    with pytest.raises(nbmap.ClusterError) as caught:
+        nbmap.connect(f"{scheme}://user:{password}@127.0.0.1:1")
+    assert "127.0.0.1:1" in str(caught.value)
+    assert password not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_endless_address_is_no_file_name():
+    """A text that no file can be named is refused as an address."""
+    with pytest.raises(nbmap.ClusterError):
+        nbmap.connect("a" * 10_000)
 
 
 def test_a_dask_client_can_be_named_and_closed_by_its_owner(existing):

@@ -81,6 +81,15 @@ def test_another_cell_magic_of_the_same_name_comes_back(bare):
         table.pop("remote", None)
 
 
+def test_loading_again_and_again_leaves_one_pair_of_magics(bare):
+    """What `%reload_ext` replaces is gone from the shell."""
+    before = len(bare.shell.configurables)
+    for _ in range(3):
+        bare.shell.extension_manager.load_extension("nbmap")
+        bare.shell.extension_manager.unload_extension("nbmap")
+    assert len(bare.shell.configurables) == before
+
+
 def test_reloading_in_the_middle_of_a_run_leaves_it_going(notebook, tmp_path):
     """`%reload_ext nbmap` replaces the magics; handles and runs are what they were."""
     notebook.ns["path"] = str(tmp_path / "go")

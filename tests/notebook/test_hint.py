@@ -23,3 +23,18 @@ def test_other_failures_are_not_explained(notebook):
     notebook.run("%%remote\ndef square(x): return x")
     for text in ("1/0\nsquare([1]).map()", "'a'.map()", "len([1]).map()", "square.maps"):
         assert "nbmap: " not in notebook.run(text).err
+
+
+def test_an_output_that_has_a_map_of_its_own_is_not_explained(notebook):
+    """Where the output can be mapped, what the mapped function raises is about that function."""
+    notebook.run(
+        "%%remote\n"
+        "class Column(list):\n"
+        "    def map(self, function): return [function(x) for x in self]\n"
+        "def same(x): return x\n"
+        "def bad(x): raise ValueError(x)\n"
+        "bad = bad.local"
+    )
+    ran = notebook.run("same(Column([1])).map(bad)")
+    assert isinstance(ran.error, ValueError)
+    assert "nbmap: same" not in ran.err

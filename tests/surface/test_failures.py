@@ -469,3 +469,19 @@ def test_f2_a_failing_repr_hides_nothing_else(transport):
     outputs = list(nbmap.remote(raise_unspeakable).map([1], return_exceptions=True))
     expected = "[UserCodeException(<Unspeakable whose repr raises ValueError>)]"
     assert repr(outputs) == expected
+
+
+class Hostile:
+    def __repr__(self):
+        return "\x1b]8;;http://evil\x07\u202etxt"
+
+
+def test_the_note_of_an_exception_shows_no_control_character(transport):
+    """The input's repr is text of the user's code; terminals and notebooks print the note."""
+
+    def fail(x):
+        raise ValueError
+
+    with pytest.raises(ValueError) as caught:
+        list(nbmap.remote(fail).map([Hostile()]))
+    assert "\\x1b]8;;http://evil\\x07\\u202etxt" in caught.value.__notes__[0]
