@@ -78,7 +78,11 @@ class Page:
 
     def run(self, code: str) -> str:
         """Run a cell and return what it printed."""
-        request = self.client.execute(code)
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+        # With a cell's id, as JupyterLab sends it: without one nbmap makes no widget.
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": "bench"})
+        self.client.shell_channel.send(message)
+        request = message["header"]["msg_id"]
         printed = ""
         while True:
             message = self.client.get_iopub_msg(timeout=120)
