@@ -43,7 +43,7 @@ def take(lab: Lab, theme: str, target: Path) -> None:
     expect(done).to_have_text(HALF_WAY, timeout=120_000)
     shown.screenshot(path=target / f"running-{theme}.png")
     notebook.wait_idle(mapping, timeout=120)
-    shown.locator(".nbmap-failures summary").last.click()
+    # The traceback stays closed: it would show where this machine has its packages.
     shown.screenshot(path=target / f"failed-{theme}.png")
     assert notebook.console_errors == []
 
