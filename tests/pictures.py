@@ -6,7 +6,6 @@ python tests/pictures.py notebooks/pictures
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers.lab.server import LabServer
 from helpers.lab.session import Lab
+from helpers.lab.tab import browser_path
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "notebooks" / "01-grid-search.ipynb"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HALF_WAY = re.compile(r"^[345]\d$")  # of 65 settings
 TALL = {"width": 1100, "height": 4200}  # so that no cell is scrolled away
 
@@ -51,13 +50,12 @@ def take(lab: Lab, theme: str, target: Path) -> None:
 def main(target: Path) -> None:
     """Take all pictures."""
     target.mkdir(parents=True, exist_ok=True)
-    executable = next(filter(None, map(shutil.which, BROWSERS)))
     with TemporaryDirectory() as folder:
         server = LabServer(Path(folder) / "lab", Path(folder) / "server.log")
         try:
             server.start()
             with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=executable, env=server.env)
+                browser = playwright.chromium.launch(executable_path=browser_path(), env=server.env)
                 context = browser.new_context(device_scale_factor=1.5)
                 for theme in ("light", "dark"):
                     lab = Lab(server, context, theme)

@@ -15,20 +15,12 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import KernelManager
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from helpers.kernels import OwnKernel
 
 STARTUP = Path(sys.prefix) / "etc" / "ipython" / "startup" / "50-nbmap.py"
 ASK = "get_ipython().find_line_magic('nbmap') is not None"
-
-
-class Kernel(KernelManager):
-    """A kernel of this environment."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="", language="python")
 
 
 def start(folder: str, *, loads: bool) -> float:
@@ -37,7 +29,7 @@ def start(folder: str, *, loads: bool) -> float:
     env.pop("NBMAP_AUTOLOAD", None)
     if not loads:
         env["NBMAP_AUTOLOAD"] = "0"
-    manager = Kernel(transport="ipc", ip=f"{folder}/kernel")
+    manager = OwnKernel(transport="ipc", ip=f"{folder}/kernel")
     began = time.perf_counter()
     manager.start_kernel(env=env)
     client = manager.blocking_client()

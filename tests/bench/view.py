@@ -15,8 +15,9 @@ import uuid
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import KernelManager
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from helpers.kernels import OwnKernel
 
 HERE = Path(__file__).resolve().parent
 ROWS = {"trivial_100k": 100_000, "trivial_1m": 1_000_000, "sleep_10ms": 800, "sleep_1ms": 4000}
@@ -58,15 +59,6 @@ def measure(row, n, start, shown):
     list(HANDLES[row].map(inputs))
     print(json.dumps([time.perf_counter() - began, time.process_time() - cpu]))
 """
-
-
-class Kernel(KernelManager):
-    """A kernel of this environment."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="", language="python")
 
 
 class Page:
@@ -118,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = {}
     with TemporaryDirectory() as sockets:
-        manager = Kernel(transport="ipc", ip=f"{sockets}/kernel")
+        manager = OwnKernel(transport="ipc", ip=f"{sockets}/kernel")
         manager.start_kernel()
         client = manager.blocking_client()
         client.start_channels()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 
 import pytest
 from helpers.lab.server import LabServer, require_kernels
 from helpers.lab.session import Lab
-from helpers.lab.tab import PICTURES, plain
+from helpers.lab.tab import PICTURES, browser_path, plain
 from playwright.sync_api import expect, sync_playwright
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 30_000  # ms; a guard for a busy machine
 FAILED = pytest.StashKey[bool]()
 
@@ -43,12 +41,10 @@ def lab_server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser_context(lab_server):
     """A browser as a new user has it, which reaches nothing but this machine."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert executable, f"make test installs one of {', '.join(BROWSERS)}"
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=executable,
+            executable_path=browser_path(),
             args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
             env=lab_server.env,
         )

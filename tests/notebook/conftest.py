@@ -7,6 +7,7 @@ from queue import Empty
 from tempfile import TemporaryDirectory
 
 import pytest
+from helpers.kernels import OwnKernel
 from IPython import version_info
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -143,14 +144,13 @@ class Kernel:
 @pytest.fixture
 def new_kernel(tmp_path):
     """Yield a function that starts kernels, with variables of the environment changed."""
-    manager = pytest.importorskip("jupyter_client.manager")
     with contextlib.ExitStack() as stack:
 
         def start(**environment):
             env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), **environment}
             # Not TCP, where another process may take a port before the kernel does.
             sockets = stack.enter_context(TemporaryDirectory())  # the paths have to be short
-            kernel = manager.KernelManager(transport="ipc", ip=f"{sockets}/kernel")
+            kernel = OwnKernel(transport="ipc", ip=f"{sockets}/kernel")
             kernel.start_kernel(env=env)
             stack.callback(kernel.shutdown_kernel, now=False)
             client = kernel.blocking_client()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from queue import Empty
 
 import pytest
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import KernelManager
+from helpers.kernels import OwnKernel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -29,18 +27,9 @@ run.wait()
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-class Kernel(KernelManager):
-    """A kernel of this environment, whatever others the user has installed."""
-
-    @property
-    def kernel_spec(self):
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="", language="python")
-
-
 def executed(code, tmp_path, *more, **variables):
     """Run cells in a kernel that nobody watches; return all that it published."""
-    manager = Kernel(transport="ipc", ip=str(tmp_path / "k"))
+    manager = OwnKernel(transport="ipc", ip=str(tmp_path / "k"))
     manager.start_kernel(env={**os.environ, **variables})
     client = manager.blocking_client()
     client.start_channels()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 from helpers.processes import ROOT
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PICTURES = ROOT / "build" / "lab"
 
 # What a plain notebook causes: nothing in JupyterLab 4.6, and in what nbconvert 7.17 exports, two
@@ -14,6 +16,13 @@ OTHERS_OWN = (
     "https://cdnjs.cloudflare.com/ajax/libs/mathjax/",
     "https://cdnjs.cloudflare.com/ajax/libs/require.js/",
 )
+
+
+def browser_path():
+    """Return where the system's browser is."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert path, f"make test installs one of {', '.join(BROWSERS)}"
+    return path
 
 
 def plain(name):
