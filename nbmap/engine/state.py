@@ -477,7 +477,8 @@ class RunState:
             for index in range(flight.pos, flight.cur + 1):  # these had begun, for certain
                 self.extra[index] = self.extra.get(index, 0) + 1
         if not (event.died and event.current):
-            self._wait(flight.pos, flight.stop, suspect=flight.careful)
+            # Behind a chunk whose end may have died untold with the process it may have run too.
+            self._wait(flight.pos, flight.stop, suspect=flight.careful or event.died)
             return
         # A careful chunk marks every start, so only the one at cur can have been running.
         last = flight.cur + 1 if flight.careful else flight.stop

@@ -726,6 +726,21 @@ def test_an_input_whose_outcome_died_with_the_next_one_is_not_blamed():
     assert 0 not in cluster.finals
 
 
+def test_a_killer_behind_a_chunk_whose_end_died_untold_is_a_suspect():
+    """Otherwise it could take a process with it each time that it happens to be behind another."""
+    cluster = started(10)
+    cluster.run.per = 0.001  # so that a second chunk is sent ahead
+    lease = cluster.leases[0]
+    cluster.offer(lease)
+    cluster.offer(lease)
+    cluster.begin(lease)
+    cluster.end_input(lease)
+    cluster.end_chunk(lease)
+    assert cluster.begin(lease) == 1
+    cluster.die(0, arrives=0)
+    assert (1, 2) in cluster.run.suspects
+
+
 def test_a_process_that_dies_without_a_start_blames_nobody_for_certain():
     """A single input of which no start was told is suspected and not convicted."""
     cluster = started(1, worker_losses=1)
