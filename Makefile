@@ -59,6 +59,7 @@ chaos: .venv/.test
 
 bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
+	$(VENV) tests/bench/streams.py --json tests/bench/streams.json
 	$(VENV) tests/bench/view.py --json tests/bench/view.json
 	$(VENV) tests/bench/startup.py --json tests/bench/startup.json
 

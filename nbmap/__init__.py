@@ -15,6 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .app import App as App
+    from .app import Stub as Stub
+    from .call import Call as Call
+    from .call import gather as gather
     from .cluster.connect import connect as connect
     from .cluster.connect import start as start
     from .cluster.connect import status as status
@@ -39,10 +43,14 @@ if TYPE_CHECKING:
     from .options import Retries as Retries
     from .run import Run as Run
     from .run import runs as runs
+    from .worker.standin import current_input as current_input
+    from .worker.standin import per_worker as per_worker
 
 # Where each public name lives: it is imported when it is first used, so that `import nbmap` costs
 # next to nothing.
 _HOMES = {
+    "App": ".app",
+    "Call": ".call",
     "ClusterError": ".errors",
     "ClusterLost": ".errors",
     "InputCancelled": ".errors",
@@ -56,12 +64,16 @@ _HOMES = {
     "Run": ".run",
     "RunCancelled": ".errors",
     "RunError": ".errors",
+    "Stub": ".app",
     "TooManyFailures": ".errors",
     "Unpicklable": ".errors",
     "UserCodeException": ".errors",
     "VersionMismatch": ".errors",
     "WorkerLost": ".errors",
     "connect": ".cluster.connect",
+    "current_input": ".worker.standin",
+    "gather": ".call",
+    "per_worker": ".worker.standin",
     "remote": ".handle",
     "runs": ".run",
     "start": ".cluster.connect",

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .cluster import connect
-from .engine.driver import memory_limit
+from .engine.memory import memory_limit
 from .errors import NbmapError
 
 __all__ = ["Report", "examine"]

@@ -252,6 +252,15 @@ class Retries:
         put(self, "backoff_coefficient", growth)
         put(self, "max_delay", seconds(max_delay, "max_delay"))
 
+    def delay(self, number: int) -> float:
+        """Return the seconds that a retry waits; the first has the number 1.
+
+        >>> [Retries(5, max_delay=5).delay(n) for n in (1, 2, 3, 4)]
+        [1.0, 2.0, 4.0, 5.0]
+        """
+        growth = self.backoff_coefficient ** min(number - 1, 64)
+        return min(self.max_delay, self.initial_delay * growth)
+
 
 _NO_RETRIES = Retries(0, 1, 1, 60)
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType, TracebackType
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from .engine.driver import EMPTY, Driver, line_of
-from .engine.model import CANCELLED, LOST, TIMEOUT, USER, Failure, FailureLine, Snapshot
+from .engine.driver import Driver, line_of
+from .engine.model import (
+    CALL,
+    CANCELLED,
+    LOST,
+    SHOWN_STATUSES,
+    TIMEOUT,
+    USER,
+    Failure,
+    FailureLine,
+    Snapshot,
+)
+from .engine.outcomes import EMPTY
 from .engine.pickling import Unloadable, load_or_error
+from .engine.streams import Streams
 from .errors import (
     InputCancelled,
     InputFailed,
@@ -23,6 +36,7 @@ from .errors import (
     UserCodeException,
     WorkerLost,
 )
+from .twins import twin
 from .view import render, watch
 from .worker import standin
 
@@ -65,6 +79,21 @@ def enlist(run: Run) -> None:
     _runs[run._driver.number] = run  # noqa: SLF001
 
 
+_Outputs = TypeVar("_Outputs")
+
+
+class _Cursor:
+    """How far somebody has taken the outputs of a run.
+
+    Where `stepwise`, the batches stop before they wait, so that the taker can wait in its own way.
+    """
+
+    def __init__(self, *, stepwise: bool = False) -> None:
+        self.position = 0
+        self.ordered = False
+        self.stepwise = stepwise
+
+
 class Run:
     """One `.map` or `.starmap`; it has started and goes on in the background.
 
@@ -84,9 +113,9 @@ class Run:
         driver: Driver,
         *,
         ordered: bool,
-        return_exceptions: bool,
-        wrap: bool,
-        max_failures: object,
+        return_exceptions: bool = False,
+        wrap: bool = True,
+        max_failures: object = None,
     ) -> None:
         self._driver = driver
         self._ordered = ordered
@@ -100,9 +129,20 @@ class Run:
 
     def __iter__(self) -> Iterator[Any]:
         self._begin_to_iterate()
-        if self._ordered:
-            return self._closing(self._in_input_order(as_values=self._return_exceptions))
-        return self._closing(self._in_order_of_arrival())
+        return self._closing(self._each(self._batches(_Cursor())))
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        self._begin_to_iterate()
+        cursor = _Cursor(stepwise=True)
+        return self._closing(self._each_async(self._batches(cursor), cursor))
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        """Await all outputs, as a list."""
+
+        async def all_outputs() -> list[Any]:
+            return [output async for output in self]
+
+        return all_outputs().__await__()
 
     def _begin_to_iterate(self) -> None:
         if not self._driver.keep:
@@ -114,41 +154,82 @@ class Run:
                 raise RunError(msg)
             self._iterated = True
 
-    def _in_input_order(self, *, as_values: bool) -> Iterator[Any]:
+    def _each(self, batches: Iterator[list[Any]]) -> Iterator[Any]:
         __tracebackhide__ = True
-        driver, position = self._driver, 0
+        for batch in batches:
+            yield from batch
+
+    async def _each_async(
+        self, batches: Iterator[list[Any]], cursor: _Cursor
+    ) -> AsyncIterator[Any]:
+        __tracebackhide__ = True
+        outcomes = self._driver.outcomes
+        try:
+            while True:
+                ready = outcomes.ended if cursor.ordered else outcomes.arrived
+                await outcomes.until(ready(cursor.position))
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                for output in batch:
+                    yield output
+        except asyncio.CancelledError:
+            self._driver.cancel()
+            raise
+
+    def _batches(self, cursor: _Cursor) -> Iterator[list[Any]]:
+        """Yield the outputs as the run was made to hand them out, as many at once as are there."""
+        cursor.ordered = self._ordered
+        if self._ordered:
+            return self._in_input_order(cursor, as_values=self._return_exceptions)
+        return self._in_order_of_arrival(cursor)
+
+    def _in_input_order(self, cursor: _Cursor, *, as_values: bool) -> Iterator[list[Any]]:
+        __tracebackhide__ = True
+        driver = self._driver
         with self._waiting():
             while True:
-                position, values = driver.take(position)
+                position, values = driver.outcomes.take(cursor.position)
                 if not values:
                     break
+                cursor.position = position + len(values)
                 if Failure not in set(map(type, values)):
-                    yield from values
+                    yield values
                 else:
                     for index, value in enumerate(values, position):
-                        yield from self._output(index, value, as_values=as_values)
-                driver.handed(position, len(values))
-                position += len(values)
+                        yield list(self._output(index, value, as_values=as_values))
+                driver.outcomes.handed(position, len(values))
+                if cursor.stepwise:
+                    yield []
             if as_values:
-                yield from map(_cancelled, self._never_read())
+                yield list(map(_cancelled, self._never_read()))
             self._raise_how_it_ended(as_values=as_values)
 
-    def _in_order_of_arrival(self) -> Iterator[Any]:
+    def _in_order_of_arrival(self, cursor: _Cursor) -> Iterator[list[Any]]:
         __tracebackhide__ = True
-        for _, output in self._arriving():
-            yield output
+        for pairs in self._arriving(cursor):
+            yield [output for _, output in pairs]
 
+    @twin
     def as_completed(self) -> Iterator[tuple[int, Any]]:
-        """Iterate over (index, output) in order of completion.
+        """Iterate over (index, output) in order of completion; of generators, as they yield.
+
+        `async for index, output in run.as_completed.aio()` does not block the event loop.
 
         Raises:
             Exception: what an input raised, when it comes to its turn, unless the run was made
                 with `return_exceptions=True`.
         """
         self._begin_to_iterate()
-        return self._closing(self._arriving())
+        return self._closing(self._each(self._arriving(_Cursor())))
 
-    def _closing(self, outputs: Iterator[Any]) -> Iterator[Any]:
+    @as_completed.awaitable
+    def _as_completed(self) -> AsyncIterator[tuple[int, Any]]:
+        self._begin_to_iterate()
+        cursor = _Cursor(stepwise=True)
+        return self._closing(self._each_async(self._arriving(cursor), cursor))
+
+    def _closing(self, outputs: _Outputs) -> _Outputs:
         """Have a run that keeps no outputs cancelled when its iterator is dropped or closed.
 
         `finally` in the generator would not do: it does not run in one that was never started.
@@ -157,21 +238,31 @@ class Run:
             weakref.finalize(outputs, _cancel_rest, self._driver).atexit = False
         return outputs
 
-    def _arriving(self) -> Iterator[tuple[int, Any]]:
+    def _arriving(self, cursor: _Cursor) -> Iterator[list[tuple[int, Any]]]:
         __tracebackhide__ = True
-        driver, position = self._driver, 0
+        driver = self._driver
+        outcomes = driver.outcomes
         as_values = self._return_exceptions
         with self._waiting():
             while True:
-                position, pairs = driver.take_arrivals(position)
-                if not pairs:
+                position, pairs = outcomes.take_arrivals(cursor.position)
+                if position == cursor.position:
                     break
-                for index, value in pairs:
-                    for output in self._output(index, value, as_values=as_values):
-                        yield index, output
-                driver.handed(pairs[0][0], len(pairs), arrived=True)
+                cursor.position = position
+                if Failure not in {type(value) for _, value in pairs}:
+                    yield pairs
+                else:
+                    for index, value in pairs:
+                        shown = self._output(index, value, as_values=as_values)
+                        yield [(index, output) for output in shown]
+                if isinstance(outcomes, Streams):
+                    outcomes.handed_arrival(position)
+                else:
+                    outcomes.handed(pairs[0][0], len(pairs), arrived=True)
+                if cursor.stepwise:
+                    yield []
             if as_values:
-                yield from ((index, _cancelled(index)) for index in self._never_read())
+                yield [(index, _cancelled(index)) for index in self._never_read()]
             self._raise_how_it_ended(as_values=as_values)
 
     def _output(self, index: int, value: Any, *, as_values: bool) -> Iterator[Any]:
@@ -199,7 +290,7 @@ class Run:
             return [self[i] for i in range(*index.indices(len(self)))]
         index = self._position(index)
         with self._waiting():
-            value = self._driver.get(index)
+            value = self._driver.outcomes.get(index)
         if value is EMPTY:
             if index in self._never_read():
                 raise _cancelled(index)
@@ -208,11 +299,21 @@ class Run:
             raise IndexError(msg)
         if type(value) is Failure:
             raise self._as_raised(value, index)
-        self._driver.handed(index, 1)
+        return self._value(index, value)
+
+    def _value(self, index: int, value: Any) -> Any:
+        """Return what stands for an input that has ended well: a generator's outputs as a list."""
+        outcomes = self._driver.outcomes
+        if isinstance(outcomes, Streams):
+            return outcomes.outputs(index)
+        outcomes.handed(index, 1)
         return value
 
+    @twin
     def results(self, errors: str = "raise") -> list[Any]:
         """Wait for all outcomes and return them as a list, in input order.
+
+        Of a generator function, the outputs of each input are a list of their own.
 
         Args:
             errors: "raise" raises the first failure; "keep" puts each failure as an exception
@@ -227,29 +328,44 @@ class Run:
             msg = f'errors={errors!r} is not one of "raise", "keep" and "drop"'
             raise ValueError(msg)
         self._must_keep("run.results()")
-        if errors == "raise":
-            return list(self._in_input_order(as_values=False))
+        if errors == "raise" and not self.streams:
+            batches = self._in_input_order(_Cursor(), as_values=False)
+            return [output for batch in batches for output in batch]
         self.wait()
         out = []
-        for index in range(self._driver.known()):
-            value = self._driver.get(index)
+        for index in range(self._driver.outcomes.known()):
+            value = self._driver.outcomes.get(index)
             if type(value) is Failure:
+                if errors == "raise" and value.kind != CANCELLED:
+                    raise self._as_raised(value, index)
                 if errors == "keep":
                     out.append(self._as_value(value, index))
             elif value is not EMPTY:
-                out.append(value)
+                out.append(self._value(index, value) if self.streams else value)
         if errors == "keep":
             out += map(_cancelled, self._never_read())
+        if errors == "raise":
+            self._raise_how_it_ended(as_values=False)
         return out
+
+    @results.awaitable
+    async def _results(self, errors: str = "raise") -> list[Any]:
+        await self._wait()
+        return self.results(errors)  # type: ignore[no-any-return]
 
     def _never_read(self) -> range:
         """Return the inputs that a cancelled run will not read any more."""
         driver = self._driver
         if driver.status != "cancelled" or driver.total is None:
             return range(0)
-        return range(driver.known(), driver.total)
+        return range(driver.outcomes.known(), driver.total)
 
     # -- looking
+
+    @property
+    def streams(self) -> bool:
+        """Whether the function is a generator's, so that an input has any number of outputs."""
+        return self._driver.rules.stream
 
     def __len__(self) -> int:
         total = self._driver.total
@@ -271,7 +387,7 @@ class Run:
     @property
     def failures(self) -> Failures:
         """The failures so far, in input order; what was cancelled is not among them."""
-        return Failures(line_of(failure) for failure in self._driver.failures())
+        return Failures(line_of(failure) for failure in self._driver.outcomes.failures())
 
     @property
     def keep_bytes(self) -> int:
@@ -289,8 +405,78 @@ class Run:
     def traceback(self, index: int) -> str:
         """Return the traceback of a failed input as text; empty for any other."""
         index = self._position(index)
-        failed = [f for f in self._driver.failures() if f.index == index]
+        failed = [f for f in self._driver.outcomes.failures() if f.index == index]
         return failed[0].traceback or failed[0].message if failed else ""
+
+    @property
+    def takeovers(self) -> list[tuple[int, int, int]]:
+        """Where a further attempt of a generator took over: (index, attempt, its first new output).
+
+        What an attempt repeats of an earlier one is not handed out again.
+        """
+        return list(self._driver.takeovers)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what became of each input so far, as a list of dicts.
+
+        Returns:
+            For each input that was read: `index`; `input`, None where it is not kept any more;
+            `status`: waiting, running, done, failed or cancelled; `output`, of a generator the
+            list of its outputs so far, also where it failed or was cancelled; `failure`, the exception; `attempts`; `worker`, its address;
+            `seconds`, the time it took on its worker, where short inputs that came back together
+            share their mean.
+
+        Raises:
+            RunError: where outputs are not kept.
+
+        Example:
+            >>> import nbmap
+            >>> nbmap.remote(abs).map([-1]).records()[0]["output"]  # doctest: +SKIP
+            1
+        """
+        self._must_keep("run.records()")
+        driver = self._driver
+        column, extra = driver.tried()
+        shown = driver.statuses().column
+        values, ledger = driver.values(), _by_input(driver.ledger)
+        rows = []
+        for index in range(len(column)):
+            worker, seconds = ledger.get(index, (None, None))
+            value = driver.outcomes.get(index, 0)
+            failed = type(value) is Failure
+            row = {
+                "index": index,
+                "input": values.get(index),
+                "status": SHOWN_STATUSES[shown[index]] if index < len(shown) else "waiting",
+                "output": self._had(index, value),
+                "failure": self._as_value(value, index) if failed else None,
+                "attempts": value.attempts if failed else 1 + extra.get(index, 0),
+                "worker": (value.worker if failed else None) or worker,
+                "seconds": seconds,
+            }
+            rows.append(row)
+        return rows
+
+    def _had(self, index: int, value: Any) -> Any:
+        outcomes = self._driver.outcomes
+        if isinstance(outcomes, Streams):
+            return outcomes.outputs(index)
+        return None if value is EMPTY or type(value) is Failure else self._value(index, value)
+
+    def to_frame(self) -> Any:
+        """Return `records()` as a pandas DataFrame, with the index as its index.
+
+        Raises:
+            ImportError: pandas is not installed.
+            RunError: where outputs are not kept.
+        """
+        try:
+            import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+        except ImportError:
+            msg = "run.to_frame() needs pandas: pip install pandas; run.records() does without"
+            raise ImportError(msg) from None
+        columns = ["index", *_COLUMNS]
+        return pd.DataFrame(self.records(), columns=columns).set_index("index")
 
     def snapshot(self) -> Snapshot:
         """Return the plain picture of the run that views draw."""
@@ -310,6 +496,7 @@ class Run:
         """Tell whether every input has an outcome, or the run ended without."""
         return self._driver.over
 
+    @twin
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end of the run.
 
@@ -320,10 +507,19 @@ class Run:
             Whether the run has ended. Failures do not raise here.
         """
         with self._waiting():
-            over = self._driver.wait(timeout)
+            over = self._driver.outcomes.wait(timeout)
         if over:
             watch.settle(self._driver)
         return over
+
+    @wait.awaitable
+    async def _wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as wait has it
+        outcomes = self._driver.outcomes
+        try:
+            return await outcomes.until(outcomes.over, timeout)
+        except asyncio.CancelledError:
+            self._driver.cancel()
+            raise
 
     def cancel(self, index: int | None = None) -> None:
         """Cancel the run, or one input; returns at once.
@@ -332,6 +528,78 @@ class Run:
         What is done stays. Cancelling what has ended does nothing.
         """
         self._driver.cancel(-1 if index is None else self._position(index))
+
+    # -- once more
+
+    def retry(self) -> Run:
+        """Run again what failed, was cancelled or never ran, and take over what is done.
+
+        On today's version of the function - also one of a cell that was run again since - and on
+        the cluster that it would run on today.
+
+        Returns:
+            A new run over the same inputs.
+
+        Raises:
+            RunError: this run goes on, or keeps no outputs.
+
+        Example:
+            >>> import nbmap
+            >>> run = nbmap.remote(int).map(["1", "x"])  # doctest: +SKIP
+            >>> run.retry().counts  # doctest: +SKIP
+        """
+        __tracebackhide__ = True
+        self._must_keep("run.retry()")
+        if not self.done():
+            msg = "run.retry() is for a run that has ended: wait for it, or cancel it first"
+            raise RunError(msg)
+        again: Run = self._driver.owner.today()._again(self)  # type: ignore[attr-defined] # noqa: SLF001
+        return again
+
+    def _like(self, driver: Driver) -> Run:
+        """Return a run that hands out its outputs as this one does."""
+        return Run(
+            driver,
+            ordered=self._ordered,
+            return_exceptions=self._return_exceptions,
+            wrap=self._wrap,
+            max_failures=self._max_failures,
+        )
+
+    def replay(self, index: int) -> Any:
+        """Run input `index` here, in this process, so that `%debug` and breakpoints work.
+
+        On today's version of the function, without options and limits. The run is not changed.
+
+        Args:
+            index: int, of the input; negative ones count from the end.
+
+        Returns:
+            What the function returns; of a generator function the list of its outputs.
+
+        Raises:
+            Exception: what the function raises.
+            RunError: the input is not kept any more.
+
+        Example:
+            >>> import nbmap
+            >>> run = nbmap.remote(abs).map([-1, 2])  # doctest: +SKIP
+            >>> run.replay(0)  # doctest: +SKIP
+            1
+        """
+        __tracebackhide__ = True
+        index = self._position(index)
+        value = self._driver.value(index)
+        if value is EMPTY:
+            msg = (
+                f"input {index} is not kept any more; call the function itself: "
+                f"{render.plain(self._driver.name, 60)}.local(...)"
+            )
+            raise RunError(msg)
+        if isinstance(value, Unloadable):
+            raise value.error
+        handle = self._driver.owner.today()  # type: ignore[attr-defined]
+        return handle.replay(index, self._driver.style, value, self._driver.kwargs)
 
     # -- shared
 
@@ -410,10 +678,24 @@ class Run:
     def _error(self, failure: Failure, index: int) -> BaseException:
         error = self._errors.get(index)
         if error is None:
-            error = self._errors[index] = build_exception(failure, index, self._driver.name)
+            call = self._driver.style == CALL
+            name = self._driver.name
+            error = self._errors[index] = build_exception(failure, index, name, call=call)
         if failure.kind == USER:
             error.__traceback__ = remote_traceback(failure.stack)
         return error
+
+
+_COLUMNS = ("input", "status", "output", "failure", "attempts", "worker", "seconds")
+
+
+def _by_input(ledger: list[tuple[int, int, str, float]]) -> dict[int, tuple[str, float]]:
+    """Return worker and seconds of each input; the last attempt counts."""
+    out = {}
+    for start, n, worker, seconds in ledger:
+        for index in range(start, start + n):
+            out[index] = (worker, seconds / n)
+    return out
 
 
 def _cancelled(index: int) -> InputCancelled:
@@ -428,11 +710,14 @@ def _cancel_rest(driver: Driver) -> None:
 # --- exceptions from plain values --------------------------------------------------------------
 
 
-def build_exception(failure: Failure, index: int, name: str) -> BaseException:
-    """Return the exception that a failure stands for."""
+def build_exception(
+    failure: Failure, index: int, name: str, *, call: bool = False
+) -> BaseException:
+    """Return the exception that a failure stands for; of a single call, or of an input of many."""
     if failure.kind == CANCELLED:
-        return _cancelled(index)
-    where = f"input {index} ({render.plain(failure.input)}) of {render.plain(name, 60)}"
+        return InputCancelled("the call was cancelled") if call else _cancelled(index)
+    name, shown = render.plain(name, 60), render.plain(failure.input)
+    where = f"{name}({shown})" if call else f"input {index} ({shown}) of {name}"
     if failure.kind != USER:
         kinds: dict[str, type[InputFailed]] = {LOST: WorkerLost, TIMEOUT: InputTimeout}
         return kinds.get(failure.kind, Unpicklable)(f"{where}: {failure.message}")

@@ -58,7 +58,15 @@ def test_the_python_of_the_readme_runs(tmp_path):
     lines = ended.stdout.splitlines()
     assert lines[:4] == ["9", "0", "1", "4"]
     assert "[0.5, UserCodeException(ZeroDivisionError('division by zero')), 0.25]" in lines
-    assert lines[-3:] == ["[32, 81]", "[32, 81]", "[4, 4]"]
+    after_failures = lines.index("['A', 'B']")
+    assert lines[after_failures:] == [
+        *("['A', 'B']", "[0.5, 0.0, 0.25]", "0.0 done"),
+        *("[32, 81]", "[32, 81]", "[4, 4]"),
+        *("0 0.5", "1 0.25", "2 0.125", "0 is slow", "[(0, 0.5), (1, 0.25), (2, 0.125)]"),
+        *("[4, 9]", "0", "1", "4"),
+        *("16 True", "[25, 36]"),
+        "[9, 36]",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)

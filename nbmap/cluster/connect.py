@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextvars
 import importlib
 import json
 import logging
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..engine.transport import InProcess, Transport
+from ..engine.transport import InProcess, Pending, Transport
 from ..errors import ClusterError, OptionError
 from ..options import shown
 from ..view.watch import in_kernel
@@ -84,6 +85,43 @@ def transport_for(cluster: object) -> Transport:
         if isinstance(target, Transport):
             return target
         return _existing(target)
+
+
+def transport_soon(cluster: object) -> Transport:
+    """Return the transport, or one that stands for it until it is there; never blocks for long."""
+    if _lock.acquire(blocking=False):
+        try:
+            if _at_hand(cluster):
+                return transport_for(cluster)
+        finally:
+            _lock.release()
+    if cluster is None or _is_local(cluster):
+        _refuse_without_main_guard()  # which looks at who calls
+    pending = Pending()
+
+    def find() -> None:
+        try:
+            pending.arrive(transport_for(cluster))
+        except Exception as error:
+            pending.failed(error)
+
+    context = contextvars.copy_context()  # a client may be the current one of this task only
+    threading.Thread(target=context.run, args=(find,), name="nbmap-connect", daemon=True).start()
+    return pending
+
+
+def _at_hand(cluster: object) -> bool:
+    """Tell whether nothing has to be started or reached; with the lock held."""
+    target: Any = cluster if cluster is not None else _named()
+    if target is None or _is_local(target):
+        return _own is not None and _own.transport.alive()
+    if isinstance(target, Transport):
+        return True
+    address = target if isinstance(target, str) else getattr(target, "scheduler_address", None)
+    if address is None:
+        address = getattr(getattr(target, "scheduler", None), "address", None)
+    found = _transports.get(str(address))
+    return found is not None and found.alive()
 
 
 def _close_if_unused() -> None:

@@ -2,23 +2,28 @@
 
 Sent to workers by value together with `nbmap.worker`. What is private in distributed is used here
 and nowhere else on the far side, and `tests/cluster/test_contract.py` fails when it changes:
-`Worker.state.ready` (the tasks that wait for a thread), `Worker.handlers` (its operations).
+`Worker.state.ready` (the tasks that wait for a thread), `Worker.handlers` (its operations),
+`Worker.stream_handlers` (what it does with messages of the scheduler), `Worker.connection_args`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from distributed import get_worker
+from distributed import get_worker, secede
 from distributed.core import Status
 from distributed.protocol.serialize import to_serialize
 
 from ..engine.model import Message, frames_of, message_from
 from ..worker.serve import Lease, Process
+from . import relay
+
+logger = logging.getLogger("nbmap")
 
 LEASE_KEY = "nbmap-lease"  # how the keys of our tasks begin
 INLINE = 32 << 10  # smaller frames travel inside the message
@@ -102,7 +107,10 @@ class CommLink:
         """Receive until the stream ends; the handler of a Dask server must not return before."""
         try:
             while not self.closed:
-                for header, frames in await self._comm.read():
+                batch = await self._comm.read()
+                if isinstance(batch, dict):  # no such lease: it has ended meanwhile
+                    break
+                for header, frames in batch:
                     self._on_message(message_from(header, [_unwrap(frame) for frame in frames]))
         except (OSError, asyncio.CancelledError):
             pass
@@ -129,7 +137,7 @@ class DaskHost:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        self.name: str = worker.address
+        self.name = _address(worker)
 
     def status(self) -> str:
         """Return running, paused or leaving."""
@@ -137,6 +145,10 @@ class DaskHost:
         if status == Status.running:
             return "running"
         return "paused" if status == Status.paused else "leaving"
+
+    def aside(self) -> None:
+        """Let Dask start another task in the place of the one whose thread calls this."""
+        secede()
 
     def foreign(self) -> int:
         """Count the tasks of others that wait for a thread. A peek from another thread."""
@@ -146,6 +158,11 @@ class DaskHost:
             )
         except RuntimeError:  # it changed under the eyes
             return 0
+
+
+def _address(worker: Any) -> str:
+    """Return the address that others know a worker by; it may listen at another one."""
+    return str(worker.contact_address or worker.address)
 
 
 _lock = threading.Lock()
@@ -162,7 +179,15 @@ def _process_of(worker: Any) -> Process:
             async def serve(comm: Any, lease: str = "") -> Any:
                 return await _serve(process, comm, lease)
 
+            # An exception in there would end the worker's connection to its scheduler.
+            def called(lease: str = "", token: str = "", **_: Any) -> None:
+                coming = asyncio.ensure_future(_come(process, worker, lease, token))
+                tasks.add(coming)
+                coming.add_done_callback(tasks.discard)
+
+            tasks: set[Any] = set()  # asyncio itself does not hold them
             worker.handlers[OPERATION] = serve
+            worker.stream_handlers[relay.OPERATION] = called
         return process
 
 
@@ -178,13 +203,29 @@ async def _serve(process: Process, comm: Any, name: str) -> Any:
     return Status.dont_reply
 
 
+async def _come(process: Process, worker: Any, name: str, token: str) -> None:
+    """Serve a near side that can't reach this worker: through the scheduler, which both can."""
+    try:
+        comm = await relay.come(worker.scheduler.address, worker.connection_args, token)
+    except OSError as error:
+        logger.info("the relay can't be reached: %s", error)
+        return
+    try:
+        await _serve(process, comm, name)
+        await comm.close()
+    except OSError:  # the near side has gone
+        pass
+    finally:
+        comm.abort()
+
+
 def hold(name: str, topic: str) -> str:
     """Hold a thread of a worker for a lease: the Dask task."""
     worker = get_worker()
     process = _process_of(worker)
     lease = Lease(name, process)
     process.add(lease)
-    worker.log_event(topic, {"lease": name, "worker": worker.address})
+    worker.log_event(topic, {"lease": name, "worker": _address(worker), "server": worker.id})
     return lease.run()
 
 

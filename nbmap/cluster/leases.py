@@ -20,13 +20,14 @@ from distributed import Client
 
 from ..engine.model import Message
 from ..engine.transport import Held, Transport
-from ..errors import ClusterLost
+from ..errors import ClusterError, ClusterLost
 from .far import LEASE_KEY, CommLink
-from .stream import far_function, open_stream, process_alive
+from .stream import Place, Streams, far_function
 
 logger = logging.getLogger("nbmap")
 
 REFRESH = 1.0  # seconds after which slots of a cluster that is not ours are counted again
+EOF = 1.0  # seconds in which the stream to a worker that has died ends by itself
 REASON = 1.0  # seconds to wait for our own cluster to tell how a worker died
 
 
@@ -52,18 +53,29 @@ class DaskTransport(Transport):
         client: ours, connected to it; closed by whoever made it.
         own: of a cluster that nbmap started, what it can tell.
         grows_to: slots that a cluster which scales itself may come to have.
+        stream: how streams reach workers: "direct", "relay" or "auto"; see `Streams`.
+
+    Raises:
+        OptionError: `stream` is none of them.
     """
 
-    def __init__(self, client: Client, own: Own | None = None, grows_to: int = 0) -> None:
+    def __init__(
+        self,
+        client: Client,
+        own: Own | None = None,
+        grows_to: int = 0,
+        stream: str | None = None,
+    ) -> None:
         super().__init__()
         self.client = client
         self.own = own
         self.topic = f"nbmap-{uuid.uuid4().hex}"
         self._grows_to = grows_to
-        self._security = client.security.get_connection_args("client")
+        self._streams = Streams(client, stream)
         self._task = far_function("hold")
         self._futures: dict[str, Any] = {}
         self._placed: dict[str, str] = {}  # lease -> the worker of ours that it was sent to
+        self._at: dict[str, Place] = {}  # lease -> where it said that it runs
         self._counted = 0.0
         self._counting = False
         self._threads: dict[str, int] = {} if own else dict(client.nthreads())
@@ -135,29 +147,54 @@ class DaskTransport(Transport):
     def _on_event(self, event: Any) -> None:
         """Hear that a lease has started; on the client's loop."""
         _time, told = event
-        self.engine.call(self._announced, told["lease"], told["worker"])
+        self.engine.call(self._announced, told["lease"], Place(told["worker"], told["server"]))
 
-    def _announced(self, name: str, worker: str) -> None:
+    def _announced(self, name: str, place: Place) -> None:
         held = self.leases.get(name)
         if held is not None:
-            self.engine.loop.create_task(self._connect(held, worker))
+            self.engine.loop.create_task(self._connect(held, place))
 
-    async def _connect(self, held: Held, worker: str) -> None:
+    async def _connect(self, held: Held, place: Place) -> None:
         def on_message(link: CommLink, message: Message) -> None:
             self.receive(held, link, message)
 
         def on_end(link: CommLink) -> None:
             self.stream_ended(held, link)
 
+        await self._bury(held)
+        if self.leases.get(held.name) is held:
+            self._at[held.name] = place
         try:
-            link = await open_stream(worker, held.name, self._security, on_message, on_end)
+            link = await self._streams.open(place, held.name, on_message, on_end)
         except OSError as error:  # it died meanwhile, or can't be reached from here
-            logger.info("no stream to a lease on %s: %s", worker, error)
-            if not any(lease.state == "open" for lease in self.leases.values()):
-                self.trouble = f"the worker {worker} can't be reached from here"
+            logger.info("no stream to a lease on %s: %s", place.address, error)
+            if not self._some_open():
+                self.trouble = f"the worker {place.address} can't be reached from here"
+            return
+        except ClusterError as error:
+            logger.info("no stream to a lease on %s: %s", place.address, error)
+            if not self._some_open():
+                self.fail(error)
+            return
+        if self.leases.get(held.name) is not held or self._at.get(held.name) != place:
+            link.abort()  # it is gone, or runs elsewhere
             return
         self.opened(held, link)
         await link.read()
+
+    async def _bury(self, held: Held) -> None:
+        """Wait until it is known what became of a lease that Dask runs again on another worker.
+
+        Its chunks would be lost untold if its new stream were opened before.
+        """
+        until = time.monotonic() + EOF
+        while held.process and self.leases.get(held.name) is held:
+            if time.monotonic() > until and isinstance(held.link, CommLink):
+                held.link.abort()
+            await asyncio.sleep(0.01)
+
+    def _some_open(self) -> bool:
+        return any(lease.state == "open" for lease in self.leases.values())
 
     # -- losing
 
@@ -179,6 +216,7 @@ class DaskTransport(Transport):
     def gone(self, held: Held) -> None:
         """Forget a lease, and its task."""
         self._placed.pop(held.name, None)
+        self._at.pop(held.name, None)
         future = self._futures.pop(held.name, None)
         if future is not None:
             future.release()
@@ -189,8 +227,10 @@ class DaskTransport(Transport):
         self.engine.loop.create_task(self._inquest(held))
 
     async def _inquest(self, held: Held) -> None:
-        process, worker = held.process, held.worker
-        if await process_alive(worker, process, self._security):
+        process, worker, place = held.process, held.worker, self._at.get(held.name)
+        if place is None:
+            return  # it was dealt with meanwhile
+        if await self._streams.process_alive(place, process):
             if held.state == "silent":
                 self.lose([held], died=False, reason="the connection to its worker was lost")
                 held.forget_stream()
@@ -224,8 +264,13 @@ class DaskTransport(Transport):
                 "run; map the rest again when there is a cluster"
             )
         )
+        links = [held.link for held in self.leases.values() if held.link is not None]
         self.leases.clear()
         self._futures.clear()
+        self._placed.clear()
+        self._at.clear()
+        for link in links:  # where workers live on, they must not keep their slots for us
+            link.close()
         # Otherwise it goes on trying to reach a scheduler that is gone, and logs about it.
         self.engine.loop.run_in_executor(None, self.client.close)
 

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import dask
 from distributed import Client, LocalCluster, Nanny, Security
 
-from ..engine.driver import memory_limit
+from ..engine.memory import memory_limit
 from ..errors import ClusterError, ClusterLost
 from .leases import DaskTransport
 

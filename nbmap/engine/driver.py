@@ -1,43 +1,42 @@
-"""One run's loop: reads inputs, feeds the state, does what it asks for, keeps the outcomes.
+"""One run's loop: feeds the state what happens, and does what it asks for.
 
 Threads of a run::
 
-    reader   runs the user's iterators; a blocking one holds up nothing
-    pickler  pickles what was read (for lists and the like the reader does it)
+    reader   runs the user's iterators; a blocking one holds up nothing (`reading`)
+    pickler  pickles what was read (for lists and the like the reader does it; `reading`)
     engine   the engine's loop (shared): owns the state, talks to the transport; no user code
     opener   unpickles outputs that are not scalars, started when the first one comes
-    callers  the user's threads: wait on `changed`, take outcomes, cancel
+    callers  the user's threads: wait for outcomes and take them (`outcomes`), cancel
 
-An outcome counts when its output could be unpickled, since a final status never changes. Scalars
-can't fail to load, so their batches stay sealed until somebody takes one.
+An outcome counts when its output could be unpickled, since a final status never changes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
 import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
-from queue import Empty as NothingThere
+from itertools import count
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from . import state
+from .memory import kept_bytes
 from .model import (
     CANCELLED,
     LOST,
+    TIMEOUT,
     UNPICKLABLE,
+    Ask,
     Back,
     Blob,
     Done,
     Failure,
     FailureLine,
+    Grant,
     Mark,
     Message,
     Out,
@@ -46,29 +45,18 @@ from .model import (
     Snapshot,
     Statuses,
     Work,
+    Yield,
     size_of,
 )
-from .pickling import (
-    Unloadable,
-    are_plain,
-    concat,
-    cut,
-    dump,
-    join,
-    load_or_error,
-    near_only,
-    pack_plain,
-    parts,
-    safe_repr,
-    shorten,
-    unpack,
-)
+from .outcomes import EMPTY, Outcomes, Sealed
+from .pickling import Unloadable, concat, cut, load_or_error, parts, safe_repr, unpack
+from .reading import Reader, Refused, pickle_inputs
+from .streams import Segment, Streams
 from .transport import Loss, Transport
 
-READ_AT_ONCE = 5_000
-TAKE_AT_ONCE = 10_000
-LOOK = 0.5  # seconds after which who waits looks around
 PRINTS = 16 << 20  # characters of prints that a run keeps
+KEPT_INPUTS = 64 << 20  # bytes of inputs that are kept though they are done
+SETTLED = 2.0  # seconds after which a run has the leases that it is going to have
 FAILURES = 1000  # failures that a run keeps for its view, whether or not it keeps outcomes
 # From the state's bytes to those of a view: what was sent and not started waits.
 _SHOWN = bytes.maketrans(
@@ -81,32 +69,38 @@ _numbers = count(1)
 _clock = time.monotonic
 
 
-class Empty:
-    """Stands where an input has no outcome yet."""
-
-
-EMPTY = Empty()
-_END = object()  # what `next` returns at the end of the inputs
-
-
 @dataclass(frozen=True, slots=True)
-class _End:
-    """The end of the inputs, with what their iterator raised."""
+class Rules:
+    """What holds for all runs of a handle.
 
-    error: BaseException | None
+    Args:
+        handle: whose runs share `limit`.
+        name: for views.
+        limit: inputs of the handle that may run at once, or None.
+        worker_losses: deaths that an input may cause.
+        grace: seconds that a function has to stop when asked.
+        timeout: seconds that an attempt may take; 0 for as long as it likes.
+        retries: attempts after the first.
+        delay: tells how many seconds the n-th retry waits.
+        stream: whether the function is a generator's.
+    """
+
+    handle: Hashable
+    name: str
+    limit: int | None = None
+    worker_losses: int = 2
+    grace: float = 5.0
+    timeout: float = 0.0
+    retries: int = 0
+    delay: Callable[[int], float] = float
+    stream: bool = False
 
 
-@dataclass(slots=True)
-class Sealed:
-    """A batch of scalars that nobody has looked at: the outputs of the inputs from `start` on."""
+class Child(Protocol):
+    """A run that an input has made."""
 
-    start: int
-    n: int
-    frame: Any
-
-    def open(self) -> list[Any]:
-        """Unpickle the batch."""
-        return unpack(Pack(self.n, None, [self.frame]))
+    def cancel(self) -> None:
+        """Cancel it."""
 
 
 class Driver:
@@ -114,74 +108,77 @@ class Driver:
 
     Args:
         transport: what holds the leases.
+        rules: what holds for all runs of the handle.
         blob: the function.
         style: how an input becomes arguments (`model.EACH`, `SPREAD`, `CALL`).
         inputs: the inputs, read on a thread of the run's own.
         total: their number, where known.
         keep: whether outcomes are kept or dropped once they are handed out.
-        name: of the handle, for views.
-        handle: whose runs share `limit`.
-        limit: inputs of the handle that may run at once, or None.
-        worker_losses: deaths that an input may cause.
-        grace: seconds that a function has to stop when asked.
         too_many: tells from (failed, finished) whether to stop the run.
     """
 
     def __init__(
         self,
         transport: Transport,
+        rules: Rules,
         blob: Blob,
         style: int,
         inputs: Iterator[Any],
         *,
         total: int | None,
         keep: bool,
-        name: str,
-        handle: Hashable,
-        limit: int | None,
-        worker_losses: int,
-        grace: float,
-        too_many: Callable[[int, int], bool] | None,
+        too_many: Callable[[int, int], bool] | None = None,
     ) -> None:
         self.transport = transport
+        self.rules = rules
         self.blob = blob
-        self.handle = handle
-        self.limit = limit
-        self.name = name
+        self.handle = rules.handle
+        self.limit = rules.limit
+        self.name = rules.name
         self.number = next(_numbers)
         self.keep = keep
         self.error: BaseException | None = None  # what ended the run, or its input iterator
         self.broken: BaseException | None = None
-        self.changed = threading.Condition()
-        self.owner: object = None  # kept alive with the run
+        self.owner: object = None  # the handle, kept alive with the run
+        self.sent: object = None  # the handles that its function refers to, likewise
         self.front: object = None  # what the user has of it, kept alive until the run has ended
         self.on_print: Callable[[int, str, str], None] | None = None  # on the engine's thread
         self.on_wait: Callable[[], None] | None = None  # called now and then by those who wait
+        self.on_ask: Callable[[Driver, Ask], None] | None = None  # on the engine's thread
         self.singled: set[int] = set()  # inputs cancelled one by one
-        self._style = style
-        self._inputs = inputs
-        self._grace = grace
-        slots = max(1, limit or transport.slots())
-        keep_bytes = kept_bytes() if keep else state.OUTPUT_BYTES
+        self.children: dict[tuple[int, int], Child] = {}  # runs that inputs made, by chunk and Ask
+        self.style = style
+        self.kwargs: dict[str, Any] = {}  # the function's constant arguments
+        self.too_many = too_many
+        slots = max(1, rules.limit or transport.slots())
         self._state = state.RunState(
-            total, keep, slots, worker_losses, too_many, keep_bytes=keep_bytes
+            total,
+            keep,
+            slots,
+            rules.worker_losses,
+            too_many,
+            keep_bytes=kept_bytes() if keep else state.OUTPUT_BYTES,
+            stream=rules.stream,
+            single=rules.timeout > 0,
+            retries=rules.retries,
+            delay=rules.delay,
         )
-        # outcomes; `changed` guards them
-        self._slots: list[Any] = []
-        self._base = 0  # index of the first slot
-        self._arrivals: deque[tuple[int, int]] = deque()  # (start, n), in order of completion
-        self._unread = 0  # accepted and not handed out yet
-        self._taken = bytearray()  # of a run that keeps outputs: which were handed out
-        self._untold = (0, 0)  # handed out, and the state does not know: number, bytes
-        self._waiters = 0
+        self.outcomes = (Streams if rules.stream else Outcomes)(self, keep=keep)
+        # Of generators, where a further attempt took over: input, attempt, its first new output.
+        self.takeovers: list[tuple[int, int, int]] = []
+        if isinstance(self.outcomes, Streams):
+            self.takeovers = self.outcomes.takeovers
+        self.ledger: list[tuple[int, int, str, float]] = []  # input, how many, worker, seconds
+        self._spoiled: dict[int, Failure] = {}  # generators of which an output can't be loaded
+        self._reader = Reader(transport.engine, inputs, keep=keep)
+        self._before: Driver | None = None  # the run whose outcomes this one takes over
+        self._offset = 0  # inputs that were taken over, which the reader does not know of
+        self._refused: dict[int, Any] = {}  # inputs that could not be pickled
+        self._unused: list[Pack | Refused] = []  # read when the run had been stopped
+        self._kept = 0  # bytes of inputs that are kept though they are done
         # inputs that may have to be sent (again), on the engine's thread
         self._packs: dict[int, list[Any]] = {}  # start -> [pack, inputs without an outcome]
         self._starts: list[int] = []
-        # reading
-        self._permit = threading.Condition()
-        self._allowed = 0
-        self._stop_reading = False
-        self._raw: SimpleQueue[Any] = SimpleQueue()  # read, not pickled yet
         # opening
         self._mail: SimpleQueue[Any] | None = None
         # what views show
@@ -198,116 +195,128 @@ class Driver:
 
     def start(self) -> None:
         """Begin: read on a thread, and have the transport work for this run."""
-        self.transport.engine.call(self._begin, True)
+        self.transport.engine.call(self._begin)
 
     def start_with(self, items: list[Any]) -> None:
         """Begin with inputs that are at hand, pickled in the caller's thread."""
-        segments = list(_pickle(items))
+        segments = list(pickle_inputs(items))
         self.transport.engine.call(self._begin_with, segments)
 
-    def _begin(self, reading: bool) -> None:
-        if reading:
-            thread = threading.Thread(target=self._read, name="nbmap-reader", daemon=True)
-            thread.start()
+    def take_over(self, before: Driver) -> None:
+        """Take over what an earlier run over the same inputs has done; before `start`."""
+        self._before = before
+
+    def _begin(self) -> None:
+        if self._before is not None:
+            self._begin_again(self._before)
+        self._reader.start(self._take_read)
         self._apply(self._state.handle(state.Handed(0, 0)))
         if not self.over:
             self.transport.add(self)
 
+    def _begin_again(self, before: Driver) -> None:
+        self._before = None
+        old = before._state
+        index = 0
+        while index < old.read:
+            done, start = old.column[index] == state.DONE, index
+            while index < old.read and (old.column[index] == state.DONE) == done:
+                index += 1
+            if done:
+                self._take_done(before, start, index)
+            else:
+                self._take_read(list(before._inputs(start, index)), None, False)
+        self._take_read(before._unused, None, False)
+        self._offset = self._state.read
+
+    def _take_done(self, before: Driver, start: int, stop: int) -> None:
+        outcomes = [before.outcomes.peek(index) for index in range(start, stop)]
+        self.outcomes.expect(stop - start)
+        self._apply(self._state.handle(state.Read(stop - start, 0, taken=True)))
+        for first, a, b in before._pieces(start, stop):
+            self._packs[first + a] = [cut(before._packs[first][0], a, b), 0]
+            self._starts.append(first + a)
+        if isinstance(self.outcomes, Streams) and isinstance(before.outcomes, Streams):
+            for index in range(start, stop):
+                self.outcomes.taken_over(index, before.outcomes.outputs(index))
+        self.outcomes.store(start, outcomes)
+        for index, text in before.prints.items():
+            if start <= index < stop:
+                self.prints[index] = text
+        self.ledger += [row for row in before.ledger if start <= row[0] < stop]
+
+    def _inputs(self, start: int, stop: int) -> Iterator[Pack | Refused]:
+        """Yield inputs that have no output, as they were read."""
+        while start < stop:
+            if start in self._refused:
+                yield from pickle_inputs([self._refused[start]])
+                start += 1
+                continue
+            until = min((i for i in self._refused if start < i < stop), default=stop)
+            yield self._packed(start, until)
+            start = until
+
+    def rest(self) -> Iterator[Any]:
+        """Return the inputs that were never read; of a run that has ended."""
+        return self._reader.rest
+
+    def value(self, index: int) -> Any:
+        """Return an input itself; EMPTY where it is not kept any more."""
+        value: Any = self.transport.engine.wait_for(self._value, index)
+        if isinstance(value, Pack):
+            return unpack(value)[0]
+        return value
+
+    def _value(self, index: int) -> Any:
+        if index in self._refused:
+            return self._refused[index]
+        pieces = list(self._pieces(index, index + 1))
+        return self._packed(index, index + 1) if pieces else EMPTY
+
+    def values(self) -> dict[int, Any]:
+        """Return all inputs that are kept, by their index."""
+        packs = self.transport.engine.wait_for(
+            lambda: [(start, entry[0]) for start, entry in self._packs.items()]
+        )
+        out = dict(self._refused)
+        for start, packed in packs:
+            out.update(enumerate(unpack(packed), start))
+        return out
+
+    def tried(self) -> tuple[bytes, dict[int, int]]:
+        """Return the state's byte for each input, and attempts beyond the first."""
+        s = self._state
+        told: tuple[bytes, dict[int, int]] = self.transport.engine.wait_for(
+            lambda: (bytes(s.column), dict(s.extra))
+        )
+        return told
+
     def _begin_with(self, segments: list[Any]) -> None:
-        self._allowed = 1 << 62
-        self._take_read(segments, None, ended=True)
+        self._take_read(segments, None, True)
         if not self.over:
             self.transport.add(self)
-
-    # -- the reader's thread, and the pickler's
-
-    def _read(self) -> None:
-        """Read the inputs as far as they may be read, and have them pickled."""
-        if type(self._inputs) in _BUILTIN:
-            self._read_builtin()
-            return
-        # Next to the user's iterator, which may block at any item, another thread pickles what
-        # is there: an item must not wait for the one after it.
-        threading.Thread(target=self._pickle_raw, name="nbmap-pickler", daemon=True).start()
-        read, allowed, error = 0, 0, None
-        try:
-            while True:
-                if read >= allowed:
-                    allowed = self._await_permit(read)
-                    if allowed < 0:
-                        break
-                item = next(self._inputs, _END)
-                if item is _END:
-                    break
-                self._raw.put(item)
-                read += 1
-        except BaseException as raised:
-            error = raised
-        self._inputs = iter(())  # the user's iterators are not ours any more
-        self._raw.put(_End(error))
-
-    def _read_builtin(self) -> None:
-        """Read a list, a range and the like: no code of the user's runs, so it is fast."""
-        read, error, ended = 0, None, False
-        while not ended:
-            allowed = self._await_permit(read)
-            if allowed < 0:
-                return
-            n = min(allowed - read, READ_AT_ONCE)
-            items: list[Any] = []
-            try:
-                items = list(islice(self._inputs, n))
-            except RuntimeError as raised:  # a dict or set that changed meanwhile
-                error = raised
-            read += len(items)
-            ended = len(items) < n
-            self.transport.engine.call(self._take_read, list(_pickle(items)), error, ended)
-
-    def _await_permit(self, read: int) -> int:
-        """Wait until more than `read` inputs may be read; return how many, -1 to stop."""
-        with self._permit:
-            while self._allowed <= read and not self._stop_reading:
-                self._permit.wait()
-            return -1 if self._stop_reading else self._allowed
-
-    def _pickle_raw(self) -> None:
-        """Pickle what was read, as much at once as is there."""
-        while True:
-            items = [self._raw.get()]
-            while len(items) < READ_AT_ONCE and not isinstance(items[-1], _End):
-                try:
-                    items.append(self._raw.get_nowait())
-                except NothingThere:
-                    break
-            end = items.pop() if isinstance(items[-1], _End) else None
-            error = end.error if end else None
-            segments = list(_pickle(items))
-            del items
-            self.transport.engine.call(self._take_read, segments, error, end is not None)
-            if end is not None:
-                return
 
     # -- the engine's thread: events in
 
     def _take_read(
-        self, segments: list[Pack | Failure], error: BaseException | None, ended: bool
+        self, segments: list[Pack | Refused], error: BaseException | None, ended: bool
     ) -> None:
         for segment in segments:
             if self._state.ended:
-                break
+                self._unused.append(segment)
+                continue
             start = self._state.read
             if isinstance(segment, Pack):
                 self._packs[start] = [segment, segment.n]
                 self._starts.append(start)
-                with self.changed:
-                    self._slots.extend([EMPTY] * segment.n)
+                self.outcomes.expect(segment.n)
                 self._apply(self._state.handle(state.Read(segment.n, segment.nbytes)))
             else:
-                segment.index = start
-                with self.changed:
-                    self._slots.append(EMPTY)
+                segment.failure.index = start
+                self._refused[start] = segment.item
+                self.outcomes.expect(1)
                 effects = self._state.handle(state.Read(1, 0, refused=True))
-                self._store(start, [segment])
+                self._store(start, [segment.failure])
                 self._apply(effects)
         if ended and not self._state.ended:
             self.error = error
@@ -319,7 +328,9 @@ class Driver:
         """Return how many leases the run could use now."""
         counts = self._state
         left = counts.ready_count + len(counts.suspects)
-        if counts.total is not None and not counts.ended:
+        if counts.stream and counts.full and not counts.keep:
+            left = 0
+        elif counts.total is not None and not counts.ended:
             left += counts.total - counts.read
         leases = len({f.lease for f in counts.flights.values()})
         return 0 if counts.ending else left + leases
@@ -335,27 +346,40 @@ class Driver:
         for effect in effects:
             if isinstance(effect, state.Send):
                 packed = self._packed(effect.start, effect.stop)
+                tries = self._tries(effect.start, effect.stop)
                 work = Work(
                     chunk,
                     self.blob.digest,
-                    self._style,
+                    self.style,
                     effect.start,
                     packed.n,
                     packed.counts,
                     effect.budget,
                     effect.credit,
                     effect.careful,
+                    self.rules.stream,
+                    self.rules.timeout,
+                    tries,
                     packed.frames,
                 )
         self._apply(effects)
         return work
+
+    def _tries(self, start: int, stop: int) -> list[list[int]]:
+        """Return [input, attempt] of those that were tried before."""
+        extra = self._state.extra
+        return [[i, 1 + extra[i]] for i in range(start, stop) if i in extra] if extra else []
+
+    def has(self, chunk: int) -> bool:
+        """Tell whether outcomes of a chunk are still awaited."""
+        return not self.over and chunk in self._state.flights
 
     def receive(self, message: Message, worker: str) -> None:
         """Take what a lease sent about one of the run's chunks, in order."""
         if self.over:
             return
         if self._mail is None:
-            if not (isinstance(message, Out) and message.counts is not None):
+            if not (isinstance(message, (Out, Yield)) and message.counts is not None):
                 self._process(message, worker, None)
                 return
             self._mail = SimpleQueue()
@@ -375,6 +399,12 @@ class Driver:
             self.broken = error
             self._apply(self._state.handle(state.Break()))
 
+    def move(self, transport: Transport) -> None:
+        """Use another transport from now on; nothing was sent yet."""
+        self.transport = transport
+        if not self.over:
+            transport.add(self)
+
     # -- the opener's thread
 
     def _open(self) -> None:
@@ -391,9 +421,11 @@ class Driver:
                     return
                 message, worker = item
                 values = None
-                if isinstance(message, Out) and message.counts is not None:
+                if isinstance(message, (Out, Yield)) and message.counts is not None:
                     packed = Pack(message.n, list(message.counts), message.frames)
-                    failed = {plain[0] - message.start for plain in message.failures}
+                    failed = set()
+                    if isinstance(message, Out):
+                        failed = {plain[0] - message.start for plain in message.failures}
                     values = [
                         None if at in failed else load_or_error(frames)
                         for at, frames in enumerate(parts(packed))
@@ -415,8 +447,13 @@ class Driver:
     def _process(self, message: Message, worker: str, values: list[Any] | None) -> None:
         if isinstance(message, Out):
             self._outcomes(message, worker, values)
+        elif isinstance(message, Yield):
+            self._outputs(message, worker, values)
         elif isinstance(message, Mark):
-            self._apply(self._state.handle(state.Began(message.chunk, message.index)))
+            self._began(message)
+        elif isinstance(message, Ask):
+            if self.on_ask is not None and message.chunk in self._state.flights:
+                self.on_ask(self, message)
         elif isinstance(message, Print):
             self._print(message)
         elif isinstance(message, Back):
@@ -432,34 +469,88 @@ class Driver:
         if values is not None:
             for at, value in enumerate(values):
                 if type(value) is Unloadable:
-                    text = f"the output can't be unpickled here: {safe_repr(value.error)}"
-                    kind = type(value.error).__name__
-                    index = message.start + at
-                    told = load_repr(self._packed(index, index + 1))
-                    failures.append(Failure(index, UNPICKLABLE, kind, text, input=told))
+                    failures.append(self._unloadable(message.start + at, value))
+        failures = [self._spoiled.pop(failure.index, failure) for failure in failures]
+        if self._spoiled:  # it was asked to stop, and ended before it heard of that
+            spoiled = [i for i in self._spoiled if message.start <= i < message.start + message.n]
+            failures += [self._spoiled.pop(index) for index in spoiled]
         for failure in failures:
             failure.worker = worker
             failure.attempts = self._state.attempts(failure.index)
-        nbytes = size_of(message.frames)
         got = state.Got(
             message.chunk,
             message.start,
             message.n,
-            tuple((failure.index, failure.kind) for failure in failures),
-            nbytes,
+            tuple(sorted((failure.index, failure.kind) for failure in failures)),
+            0 if self.rules.stream else size_of(message.frames),
         )
         effects = self._state.handle(got)
-        if any(isinstance(effect, state.Accept) for effect in effects):
-            if values is None and not failures:
-                sealed = Sealed(message.start, message.n, message.frames[0])
-                self._store(message.start, [sealed] * message.n)
-            else:
-                if values is None:
-                    values = unpack(Pack(message.n, None, message.frames[:1]))
-                for failure in failures:
-                    values[failure.index - message.start] = failure
-                self._store(message.start, values)
+        if self.keep:
+            self.ledger.append((message.start, message.n, worker, message.seconds))
+        if values is None and not failures and not self.rules.stream:
+            values = [Sealed(message.start, message.n, message.frames[0])] * message.n
+        elif values is None:
+            values = unpack(Pack(message.n, None, message.frames[:1]))
+        for failure in failures:
+            values[failure.index - message.start] = failure
+        for effect in effects:
+            if isinstance(effect, state.Accept):
+                start, stop = effect.start - message.start, effect.stop - message.start
+                self._store(effect.start, values[start:stop])
         self._apply(effects)
+
+    def _unloadable(self, index: int, value: Unloadable) -> Failure:
+        text = f"the output can't be unpickled here: {safe_repr(value.error)}"
+        kind = type(value.error).__name__
+        told = load_repr(self._packed(index, index + 1))
+        return Failure(index, UNPICKLABLE, kind, text, input=told)
+
+    def _outputs(self, message: Yield, worker: str, values: list[Any] | None) -> None:
+        """Take outputs of a generator."""
+        flight = self._state.flights.get(message.chunk)
+        if flight is None or not isinstance(self.outcomes, Streams):
+            return
+        index, new = message.index, 0
+        bad = [at for at, value in enumerate(values or ()) if type(value) is Unloadable]
+        if bad and values is not None:  # those before it came first
+            failure = self._unloadable(index, values[bad[0]])
+            failure.worker = worker
+            values = values[: bad[0]]
+            self.transport.halt(flight.lease, message.chunk, index)
+        if index not in self._spoiled:
+            n = message.n if values is None else len(values)
+            frame = message.frames[0] if values is None else None
+            segment = Segment(index, n, message.nbytes * n // message.n, values, frame)
+            attempt = self._state.attempts(index)
+            new = self.outcomes.add(index, message.seq, attempt, segment) if n else 0
+        if bad:
+            self._spoiled.setdefault(index, failure)
+        yielded = state.Yielded(message.chunk, index, message.nbytes, new)
+        self._apply(self._state.handle(yielded))
+
+    def _began(self, message: Mark) -> None:
+        self._apply(self._state.handle(state.Began(message.chunk, message.index)))
+        if self.rules.timeout:
+            self._watch(message.chunk, message.index, _clock())
+
+    def _watch(self, chunk: int, index: int, began: float) -> None:
+        """Give the outcome of an input that does not stop; the lease is taken until it ends."""
+        flight = self._state.flights.get(chunk)
+        if self.over or flight is None or not flight.pos <= index < flight.stop:
+            return
+        own = _clock() - began - self.transport.still(flight.lease)
+        left = self.rules.timeout + self.rules.grace - own
+        if left > 0:
+            self.transport.engine.loop.call_later(left, self._watch, chunk, index, began)
+            return
+        self._apply(self._state.handle(state.Overdue(chunk, index)))
+        if not self.over:
+            self.transport.wake()
+
+    def _again(self, index: int) -> None:
+        if not self.over:
+            self._apply(self._state.handle(state.Again(index)))
+            self.transport.wake()
 
     def _print(self, message: Print) -> None:
         text = message.text
@@ -476,6 +567,9 @@ class Driver:
         if flight is not None:
             for index in range(flight.pos, min(flight.stop, flight.pos + 1000)):
                 self._loss_reasons[index] = (loss.reason, loss.worker)
+        for key, child in list(self.children.items()):
+            if key[0] == loss.chunk:  # the next attempt makes runs of its own
+                child.cancel()
         lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone)
         self._apply(self._state.handle(lost))
 
@@ -488,16 +582,16 @@ class Driver:
             elif isinstance(effect, state.Settle):
                 self._settle(effect)
             elif isinstance(effect, state.Allow):
-                with self._permit:
-                    self._allowed = effect.upto
-                    self._permit.notify()
+                self._reader.allow(effect.upto - self._offset)
             elif isinstance(effect, state.StopReading):
-                with self._permit:
-                    self._stop_reading = True
-                    self._permit.notify()
-                self._raw.put(_End(None))  # the iterator may block for ever, the pickler not
+                self._reader.stop()
             elif isinstance(effect, state.Halt):
                 self.transport.halt(effect.lease, effect.chunk, effect.index)
+            elif isinstance(effect, state.Grant):
+                self.transport.answer(effect.chunk, Grant(effect.chunk, effect.nbytes))
+            elif isinstance(effect, state.Later):
+                call_later = self.transport.engine.loop.call_later
+                call_later(effect.seconds, self._again, effect.index)
             elif isinstance(effect, state.Finish):
                 self._finish()
 
@@ -510,6 +604,13 @@ class Driver:
             failure = Failure(index, LOST, "WorkerLost", reason, input=value, worker=worker)
             failure.attempts = self._state.attempts(index) - 1  # the next one is not to be
             outcomes: list[Any] = [failure]
+        elif effect.kind == TIMEOUT:
+            index = effect.start
+            text = f"it took longer than timeout={self.rules.timeout:g} s, and went on when stopped"
+            failure = Failure(index, TIMEOUT, "InputTimeout", text)
+            failure.input = load_repr(self._packed(index, index + 1))
+            failure.attempts = self._state.attempts(index)
+            outcomes = [failure]
         else:
             outcomes = [_CANCELLED] * (effect.stop - effect.start)
         self._store(effect.start, outcomes)
@@ -521,27 +622,19 @@ class Driver:
                 self._newest.append(line_of(outcome))
                 if len(self.first_failures) < FAILURES:
                     self.first_failures.append(outcome)
-        with self.changed:
-            at = start - self._base
-            self._slots[at : at + len(outcomes)] = outcomes
-            self._arrivals.append((start, len(outcomes)))
-            self._unread += len(outcomes)
-            if self._waiters:
-                self.changed.notify_all()
+        self.outcomes.store(start, outcomes)
 
     def _finish(self) -> None:
         self._ended = _clock()
         self.transport.remove(self)
         if self._mail is not None:
             self._mail.put(None)
-        with self._permit:
-            self._stop_reading = True
-            self._permit.notify()
-        self._packs.clear()
-        self._starts.clear()
+        self._reader.stop()
+        if not self.keep:
+            self._packs.clear()
+            self._starts.clear()
         self.front = None
-        with self.changed:
-            self.changed.notify_all()
+        self.outcomes.end()
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield (start of a pack, from, to) of the packs that hold a range of inputs."""
@@ -558,13 +651,25 @@ class Driver:
         return concat(pieces)
 
     def _release(self, start: int, stop: int) -> None:
-        """Drop the inputs that need not be sent again."""
+        """Drop the inputs that need not be sent again.
+
+        A run that keeps its outputs keeps the inputs of what failed, for a retry, and as many of
+        the others as a bound allows, for a replay.
+        """
         for first, a, b in list(self._pieces(start, stop)):
             entry = self._packs[first]
             entry[1] -= b - a
-            if entry[1] <= 0:
-                del self._packs[first]
-                del self._starts[bisect_right(self._starts, first) - 1]
+            if self.keep:
+                base = self._state.base
+                column = self._state.column[first + a - base : first + b - base]
+                entry[1] += len(column) - column.count(state.DONE)
+            if entry[1] > 0:
+                continue
+            if self.keep and self._kept + entry[0].nbytes <= KEPT_INPUTS:
+                self._kept += entry[0].nbytes
+                continue
+            del self._packs[first]
+            del self._starts[bisect_right(self._starts, first) - 1]
 
     # -- the callers' threads
 
@@ -603,7 +708,9 @@ class Driver:
             return
         self._apply(self._state.handle(state.Cancel(index)))
         if self._state.ending:
-            self.transport.engine.loop.call_later(self._grace, self._grace_over)
+            for child in list(self.children.values()):
+                child.cancel()
+            self.transport.engine.loop.call_later(self.rules.grace, self._grace_over)
 
     def _grace_over(self) -> None:
         self._apply(self._state.handle(state.GraceOver()))
@@ -611,162 +718,37 @@ class Driver:
     def set_keep_bytes(self, nbytes: int) -> None:
         """Change how many bytes of outputs may wait to be handed out."""
         self._state.keep_bytes = nbytes
-        self.transport.engine.call(self._note, state.KeepBytes(nbytes))
+        self.tell(state.KeepBytes(nbytes))
 
     @property
     def keep_bytes(self) -> int:
         """Bytes of outputs that may wait to be handed out before the run pauses."""
         return self._state.keep_bytes
 
+    @property
+    def full(self) -> bool:
+        """Whether the run pauses, since the outputs that wait to be handed out are too many."""
+        return self._state.full
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of outputs that wait to be handed out, as far as the state was told."""
+        return self._state.unread_bytes
+
+    def tell(self, event: state.Event) -> None:
+        """Have the state handle an event, soon."""
+        self.transport.engine.call(self._note, event)
+
     def _note(self, event: state.Event) -> None:
         self._apply(self._state.handle(event))
         if not self.over:
             self.transport.wake()
-
-    def known(self) -> int:
-        """Return how many inputs there are, as far as they were read."""
-        return self._base + len(self._slots)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the end of the run."""
-        return self._wait_until(lambda: self.over, timeout)
-
-    def _wait_until(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        until = None if timeout is None else _clock() + timeout
-        while True:
-            with self.changed:
-                if ready():
-                    return True
-                if self._state.full:
-                    self.transport.engine.call(self._note, state.Await())
-                left = None if until is None else until - _clock()
-                if left is not None and left <= 0:
-                    return False
-                pause = LOOK if left is None else min(left, LOOK)
-                self._waiters += 1
-                try:
-                    if self.changed.wait_for(ready, pause):
-                        return True
-                finally:
-                    self._waiters -= 1
-            if self.on_wait is not None:
-                self.on_wait()
-
-    def get(self, index: int, timeout: float | None = None) -> Any:
-        """Wait for the outcome of one input: its output, or a Failure; EMPTY if none will come."""
-
-        def ready() -> bool:
-            return self.over or self._has(index)
-
-        self._wait_until(ready, timeout)
-        with self.changed:
-            return self._opened(index) if self._has(index) else EMPTY
-
-    def _has(self, index: int) -> bool:
-        at = index - self._base
-        return 0 <= at < len(self._slots) and self._slots[at] is not EMPTY
-
-    def _opened(self, index: int) -> Any:
-        at = index - self._base
-        slot = self._slots[at]
-        if type(slot) is Sealed:
-            first = slot.start - self._base
-            values = slot.open()
-            self._slots[max(0, first) : first + slot.n] = values[max(0, -first) :]
-            return self._slots[at]
-        return slot
-
-    def take(self, position: int) -> tuple[int, list[Any]]:
-        """Wait for outcomes in input order from `position` on.
-
-        Returns their position and as many as are there; none when the run has ended.
-        """
-        self._wait_until(lambda: self.over or self._has(position))
-        with self.changed:
-            end = self._base + len(self._slots)
-            while self.over and position < end and not self._has(position):
-                position += 1  # a broken run has gaps
-            stop = position
-            while stop - position < TAKE_AT_ONCE and self._has(stop):
-                slot = self._slots[stop - self._base]
-                stop = slot.start + slot.n if type(slot) is Sealed else stop + 1
-                self._opened(stop - 1)
-            out = self._slots[position - self._base : stop - self._base]
-            return position, out
-
-    def take_arrivals(self, position: int) -> tuple[int, list[tuple[int, Any]]]:
-        """Wait for outcomes in order of completion.
-
-        Args:
-            position: how many ranges of them were taken before; ignored where none are kept.
-
-        Returns:
-            The next position and (index, outcome) pairs; none when the run has ended.
-        """
-        if not self.keep:
-            position = 0
-        self._wait_until(lambda: self.over or len(self._arrivals) > position)
-        with self.changed:
-            if len(self._arrivals) <= position:
-                return position, []
-            start, n = self._arrivals[position]
-            return position + 1, [(i, self._opened(i)) for i in range(start, start + n)]
-
-    def handed(self, start: int, n: int, *, arrived: bool = False) -> None:
-        """Tell that outcomes were handed out; a run that keeps none drops them.
-
-        Args:
-            start: the first input.
-            n: how many.
-            arrived: they were taken in order of completion.
-        """
-        with self.changed:
-            if self.keep:  # each counts once, however often it is read
-                first, stop = start, start + n
-                self._taken += bytes(max(0, stop - len(self._taken)))
-                n = self._taken.count(0, first, stop)
-                self._taken[first:stop] = b"\1" * (stop - first)
-            waiting = max(0, self._state.unread_bytes - self._untold[1])
-            nbytes = waiting * n // self._unread if self._unread else 0
-            self._unread -= n
-            if not self.keep:
-                if arrived:
-                    self._arrivals.popleft()
-                    at = start - self._base
-                    self._slots[at : at + n] = [None] * n
-                    self._drop_front()
-                else:
-                    self._arrivals.clear()
-                    del self._slots[: start + n - self._base]
-                    self._base = start + n
-            if not n:
-                return
-            if self.keep:  # nothing depends on it before the store is half full
-                self._untold = (self._untold[0] + n, self._untold[1] + nbytes)
-                if 2 * self._state.unread_bytes < self._state.keep_bytes:
-                    return
-                (n, nbytes), self._untold = self._untold, (0, 0)
-        self.transport.engine.call(self._note, state.Handed(n, nbytes))
-
-    def _drop_front(self) -> None:
-        """Forget the slots that are behind every outcome that may still come, in large steps."""
-        floor = min([start for start, _ in self._arrivals], default=self._base + len(self._slots))
-        with contextlib.suppress(ValueError):
-            floor = min(floor, self._base + self._slots.index(EMPTY))
-        if floor - self._base > state.TRIM:
-            del self._slots[: floor - self._base]
-            self._base = floor
 
     # -- what views and people ask
 
     def printed(self, index: int) -> str:
         """Return what an input wrote to stdout and stderr."""
         return "".join(self.prints.get(index, []))
-
-    def failures(self) -> list[Failure]:
-        """Return the failures so far, in input order, without what was cancelled."""
-        with self.changed:
-            return [s for s in self._slots if type(s) is Failure and s.kind != CANCELLED]
 
     def snapshot(self) -> Snapshot:
         """Return the plain picture of the run; on any thread but the engine's."""
@@ -795,11 +777,11 @@ class Driver:
         now = self._ended or _clock()
         elapsed = now - self._made
         if not self.over:
-            self._samples.append((now, s.settled))
+            self._samples.append((now, s.done + s.failed))
         then, before = self._samples[0] if self._samples else (self._made, 0)
         if self.over or now - then < 1e-3:
             then, before = self._made, 0
-        rate = (s.settled - before) / max(now - then, 1e-6)
+        rate = (s.done + s.failed - before) / max(now - then, 1e-6)
         slots = len({f.lease for f in s.flights.values()})
         return Snapshot(
             name=self.name,
@@ -829,37 +811,13 @@ class Driver:
         if since is not None and _clock() - since > 1:
             return f"waiting for workers for {_clock() - since:.0f} s"
         have = sum(h.state in {"open", "paused"} for h in self.transport.leases.values())
-        if self.limit and slots and have < self.limit <= self.wanted():
+        settled = _clock() - self._made > SETTLED  # before, leases may be on their way
+        if self.limit and settled and slots and have < self.limit <= self.wanted():
             return f"{have} of {self.limit}: the cluster has {have} slots"
         return ""
 
 
 _CANCELLED = Failure(-1, CANCELLED, "InputCancelled", "cancelled")
-
-
-_EMPTIES: tuple[Iterable[Any], ...] = ([], (), range(0), range(1 << 70), {}, set(), "", b"")
-_BUILTIN = {type(iter(empty)) for empty in _EMPTIES}
-
-
-def _pickle(items: list[Any]) -> Iterator[Pack | Failure]:
-    """Pickle inputs; a Failure stands for each that can't be."""
-    if not items:
-        return
-    if are_plain(items):
-        yield pack_plain(items)
-        return
-    frames, near = [], near_only()
-    for item in items:
-        try:
-            frames.append(dump(item, near))
-        except BaseException as error:
-            if frames:
-                yield join(frames)
-                frames = []
-            text = f"the input can't be pickled: {shorten(str(error), 500)}"
-            yield Failure(-1, UNPICKLABLE, type(error).__name__, text, input=safe_repr(item))
-    if frames:
-        yield join(frames)
 
 
 def _failures(message: Out) -> list[Failure]:
@@ -884,20 +842,3 @@ def load_repr(packed: Pack) -> str:
     if packed.counts is None:
         return safe_repr(unpack(packed)[0])
     return f"<{packed.nbytes} bytes>"
-
-
-def kept_bytes() -> int:
-    """Return the quarter of this process's memory that kept outputs may take."""
-    return memory_limit() // 4
-
-
-def memory_limit() -> int:
-    """Return the bytes of memory that this process may use: the cgroup's limit, or the machine's."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError), open(path) as file:  # noqa: PTH123
-            limits.append(int(file.read()))
-    soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
-    return min(limits)

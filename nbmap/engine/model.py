@@ -10,11 +10,17 @@ One stream joins the near side (the notebook) and a lease (a resident task on a 
       Stop    an input, or a whole chunk         ──▶
       Recall  what has not been started          ──▶
       Credit  so many bytes were received        ──▶
+      Grant   a generator may yield more         ──▶
+      Answer  to an Ask                          ──▶
+      Resume  what stood aside may go on         ──▶
       Quit                                       ──▶
                                                  ◀──   Hello   who and where I am
                                                  ◀──   Mark    this input has started
                                                  ◀──   Print   text that an input wrote
+                                                 ◀──   Yield   outputs of a generator
                                                  ◀──   Out     outcomes of consecutive inputs
+                                                 ◀──   Ask     an input uses a handle
+                                                 ◀──   Aside   an input waits, or would go on
                                                  ◀──   Back    inputs handed back, not started
                                                  ◀──   Done    nothing is left of a chunk
                                                  ◀──   Paused  the worker is short of memory, or is not any more
@@ -43,6 +49,12 @@ USER, LOST, TIMEOUT, CANCELLED, UNPICKLABLE = "user", "lost", "timeout", "cancel
 
 # How the inputs of a chunk become the arguments of the function.
 EACH, SPREAD, CALL = 0, 1, 2
+
+# What an Answer holds.
+OUTPUT, RAISED, OVER = "output", "raised", "over"
+
+# What an output of a generator counts besides its pickled bytes: the object that it becomes.
+OUTPUT_COST = 100
 
 # Why a lease says Bye.
 ASKED, FOREIGN, LEAVING, ALONE = "asked", "foreign", "leaving", "alone"
@@ -194,7 +206,10 @@ class Work(Message):
 
     The lease gives back what it has not started after `budget` seconds or `credit` bytes of
     outputs. Of a `careful` chunk each start is on the wire before the input runs, so that the
-    death of the process names its input.
+    death of the process names its input. With `stream` the function is a generator's: its outputs
+    travel as Yield, and it pauses when it has spent `credit` bytes beyond what was granted since.
+    An attempt may take `timeout` seconds (0: as long as it likes). `tries` are [input, attempt]
+    of inputs that were tried before.
     """
 
     tag: ClassVar[str] = "work"
@@ -207,6 +222,9 @@ class Work(Message):
     budget: float
     credit: int
     careful: bool
+    stream: bool = False
+    timeout: float = 0.0
+    tries: list[list[int]] = field(default_factory=list)
     frames: Frames = field(default_factory=list)
 
 
@@ -232,6 +250,33 @@ class Credit(Message):
 
     tag: ClassVar[str] = "credit"
     nbytes: int
+
+
+@dataclass(slots=True)
+class Grant(Message):
+    """The generator of a chunk may yield so many bytes more."""
+
+    tag: ClassVar[str] = "grant"
+    chunk: int
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Answer(Message):
+    """Something of the run that Ask `number` of a lease made: an OUTPUT, RAISED or OVER."""
+
+    tag: ClassVar[str] = "answer"
+    number: int
+    kind: str
+    frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Resume(Message):
+    """The input of a chunk that stood aside has a place again."""
+
+    tag: ClassVar[str] = "resume"
+    chunk: int
 
 
 @dataclass(slots=True)
@@ -276,24 +321,62 @@ class Print(Message):
 
 
 @dataclass(slots=True)
-class Out(Message):
-    """Outcomes of the inputs `start` to `start + n`.
+class Yield(Message):
+    """Outputs `seq` to `seq + n` of the generator of input `index`, which count `nbytes`."""
 
-    `seq` is the number of the first output within its input (0 where each input has one), and
-    `last` tells whether input `start + n - 1` has ended. Each failure is a list as made by
-    `Failure.plain`; its input has no frames among the outputs, and the pickled exceptions follow
-    behind all outputs, in the order of the failures.
+    tag: ClassVar[str] = "yield"
+    chunk: int
+    index: int
+    seq: int
+    n: int
+    nbytes: int
+    counts: list[int] | None
+    frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Out(Message):
+    """Outcomes of the inputs `start` to `start + n`, which took `seconds` together.
+
+    Those of generators have no value: their outputs came before, as Yield. Each failure is a list
+    as made by `Failure.plain`; its input has no frames among the outputs, and the pickled
+    exceptions follow behind all outputs, in the order of the failures.
     """
 
     tag: ClassVar[str] = "out"
     chunk: int
     start: int
     n: int
-    seq: int
-    last: bool
+    seconds: float
     counts: list[int] | None
     failures: list[list[Any]]
     frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Ask(Message):
+    """An input uses a handle: a run is to be made, as the pickled request says.
+
+    With `number` negative, the run of Ask `-number` is to be cancelled.
+    """
+
+    tag: ClassVar[str] = "ask"
+    chunk: int
+    index: int
+    number: int
+    frames: Frames = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Aside(Message):
+    """The input of a chunk gives its place up while it waits, or with `waits` False wants it back.
+
+    It waits for a run of its own, or for the consumer of its outputs.
+    """
+
+    tag: ClassVar[str] = "aside"
+    chunk: int
+    waits: bool
 
 
 @dataclass(slots=True)
@@ -334,8 +417,8 @@ class Bye(Message):
 _MESSAGES: dict[str, type[Message]] = {
     kind.tag: kind
     for kind in (
-        *(Load, Work, Stop, Recall, Credit, Quit),
-        *(Hello, Mark, Print, Out, Back, Done, Paused, Bye),
+        *(Load, Work, Stop, Recall, Credit, Grant, Answer, Resume, Quit),
+        *(Hello, Mark, Print, Yield, Out, Ask, Aside, Back, Done, Paused, Bye),
     )
 }
 _FIELDS: dict[str, tuple[str, ...]] = {

@@ -13,6 +13,11 @@ Blame, when a process dies: what had certainly not started waits again and nobod
 may have been running (the suspects) is next tried by itself, as a *careful* chunk: one that has its
 process to itself and whose starts are on the wire before its inputs run. If a process dies again,
 the input that had started last is to blame, exactly. `worker_losses` such deaths make it `lost`.
+
+An input of a generator (`stream`) has outputs before it has an outcome. What a lease may send of
+them is bounded by credit: what it has spent is granted again as long as the run is not full of
+outputs that nobody took. They are handed out as they come, so a consumer never waits for one that
+is held back.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from .model import CANCELLED, LOST
+from .model import CANCELLED, LOST, TIMEOUT, USER
 
 WAITING, SENT, DONE, FAILED, STOPPED = range(5)  # of one input; running is told by its chunk
 _FINAL = bytes((DONE, FAILED, STOPPED))
@@ -47,11 +52,15 @@ TRIM = 1 << 16
 
 @dataclass(slots=True)
 class Read:
-    """`n` more inputs were read, in `nbytes`; with `refused` set they can't be pickled."""
+    """`n` more inputs were read, in `nbytes`.
+
+    With `refused` they can't be pickled; with `taken` they are done, in an earlier run.
+    """
 
     n: int
     nbytes: int
     refused: bool = False
+    taken: bool = False
 
 
 @dataclass(slots=True)
@@ -87,6 +96,31 @@ class Got:
     n: int
     failed: tuple[tuple[int, str], ...] = ()
     nbytes: int = 0
+
+
+@dataclass(slots=True)
+class Yielded:
+    """Outputs of input `index` came, of `nbytes`; `new` of them nobody has had before."""
+
+    chunk: int
+    index: int
+    nbytes: int
+    new: int
+
+
+@dataclass(slots=True)
+class Again:
+    """The time is over that input `index` had to wait before it is tried again."""
+
+    index: int
+
+
+@dataclass(slots=True)
+class Overdue:
+    """Input `index` has used up its timeout, and did not end when it was asked to."""
+
+    chunk: int
+    index: int
 
 
 @dataclass(slots=True)
@@ -163,6 +197,9 @@ Event = (
     | Offer
     | Began
     | Got
+    | Yielded
+    | Again
+    | Overdue
     | Returned
     | Ended
     | Lost
@@ -201,6 +238,23 @@ class Halt:
 
 
 @dataclass(slots=True)
+class Grant:
+    """Let the generators of a chunk yield `nbytes` more."""
+
+    lease: str
+    chunk: int
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Later:
+    """Input `index` is to be tried again in `seconds`."""
+
+    index: int
+    seconds: float
+
+
+@dataclass(slots=True)
 class Accept:
     """The outcomes of `start` to `stop`, of the event just handled, count."""
 
@@ -210,7 +264,7 @@ class Accept:
 
 @dataclass(slots=True)
 class Settle:
-    """The inputs `start` to `stop` have ended without an outcome of their own: lost, cancelled."""
+    """The inputs `start` to `stop` ended without an outcome of their own: lost, cancelled, overdue."""
 
     start: int
     stop: int
@@ -236,7 +290,7 @@ class Finish:
     status: str
 
 
-Effect = Send | Halt | Accept | Settle | Allow | StopReading | Finish
+Effect = Send | Halt | Grant | Later | Accept | Settle | Allow | StopReading | Finish
 
 
 # --- the state -------------------------------------------------------------------------------
@@ -253,6 +307,7 @@ class Flight:
     nbytes: int
     careful: bool
     halted: bool = False
+    owed: int = 0  # bytes of outputs that came and were not granted again
     seen: bool = False  # a start mark came, so that cur is a fact
 
 
@@ -267,6 +322,10 @@ class RunState:
         worker_losses: deaths of a process that an input may cause before it is lost.
         too_many: tells from (failed, finished) whether the run is to be stopped.
         keep_bytes: bytes of outputs that may wait to be handed out before the run pauses.
+        stream: whether the function is a generator's.
+        single: whether a chunk has to be one input, as it has a timeout.
+        retries: how often an input is tried again after a failure of the user's or a timeout.
+        delay: tells from the number of a retry, from 1, how many seconds it waits.
     """
 
     total: int | None = None
@@ -275,6 +334,10 @@ class RunState:
     worker_losses: int = 2
     too_many: Callable[[int, int], bool] | None = None
     keep_bytes: int = OUTPUT_BYTES
+    stream: bool = False
+    single: bool = False
+    retries: int = 0
+    delay: Callable[[int], float] = float  # the number itself; a run says otherwise
 
     status: str = "running"
     column: bytearray = field(default_factory=bytearray)  # status of the inputs from base on
@@ -286,6 +349,8 @@ class RunState:
     flights: dict[int, Flight] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     extra: dict[int, int] = field(default_factory=dict)  # attempts beyond the first
+    tried: dict[int, int] = field(default_factory=dict)  # retries that were used up
+    later: set[int] = field(default_factory=set)  # that wait for their time to be tried again
     doomed: set[int] = field(default_factory=set)  # to be cancelled as soon as they wait here
     done: int = 0
     failed: int = 0
@@ -320,6 +385,10 @@ class RunState:
             self.column += bytes([FAILED]) * event.n
             self.failed += event.n
             self._check_failures(out)
+            return
+        if event.taken:
+            self.column += bytes([DONE]) * event.n
+            self.done += event.n
             return
         self.column += bytes(event.n)
         if self.total is not None and self.read > self.total:
@@ -361,10 +430,12 @@ class RunState:
         self._send(event, start, stop, out, careful=False)
 
     def _worth_sending_ahead(self) -> bool:
-        return self.per is not None and self.per < AHEAD
+        return not self.single and self.per is not None and self.per < AHEAD
 
     def _chunk_inputs(self) -> int:
         """Return how many inputs the next chunk may have, within time, bytes and a fair share."""
+        if self.single:
+            return 1
         left = self.ready_count
         if self.total is not None:
             left += self.total - self.read
@@ -380,8 +451,10 @@ class RunState:
         The lowest input that has no outcome may always go, so that whatever waits for it can't
         starve it; where outputs are kept only if somebody does wait.
         """
-        if not self.full or (self.keep and not self.awaited):
-            return not self.full
+        if not self.full:
+            return True
+        if not self.awaited if self.keep else self.stream:
+            return False
         return all(start < flight.pos for flight in self.flights.values())
 
     def _send(
@@ -411,9 +484,14 @@ class RunState:
         column, base = self.column, self.base
         column[event.start - base : stop - base] = bytes([DONE]) * event.n
         self.done += event.n
+        start = event.start
         for index, kind in event.failed:
             self.done -= 1
-            if kind == CANCELLED:
+            if self._try_again(index, kind, out):
+                if start < index:
+                    out.append(Accept(start, index))
+                start = index + 1
+            elif kind == CANCELLED:
                 column[index - base] = STOPPED
                 self.cancelled += 1
             else:
@@ -425,9 +503,63 @@ class RunState:
         if flight.cur < stop:
             flight.cur, flight.seen = stop, False
         self.unread_bytes += event.nbytes
-        out.append(Accept(event.start, stop))
+        if start < stop:
+            out.append(Accept(start, stop))
         if event.failed:
             self._check_failures(out)
+
+    def _try_again(self, index: int, kind: str, out: list[Effect]) -> bool:
+        """Have a failed input wait for another attempt, if it has one left."""
+        used = self.tried.get(index, 0)
+        wanted = kind in {USER, TIMEOUT} and used < self.retries
+        if not wanted or self.ending or index in self.doomed:
+            return False
+        self.tried[index] = used + 1
+        self.extra[index] = self.extra.get(index, 0) + 1
+        self.column[index - self.base] = WAITING
+        self.later.add(index)
+        out.append(Later(index, self.delay(used + 1)))
+        return True
+
+    def _on_again(self, event: Again, _out: list[Effect]) -> None:
+        if event.index in self.later:
+            self.later.discard(event.index)
+            self._wait(event.index, event.index + 1)
+
+    def _on_yielded(self, event: Yielded, out: list[Effect]) -> None:
+        flight = self.flights.get(event.chunk)
+        if flight is None:
+            return
+        if event.index >= flight.cur:
+            flight.cur, flight.seen = event.index, True
+        self.unread_bytes += event.new
+        flight.owed += event.nbytes
+        self._grant(out)
+
+    def _grant(self, out: list[Effect]) -> None:
+        """Grant again what was spent, in pieces that are worth a message."""
+        flights = list(self.flights.items())
+        if self.full:  # of those that somebody waits for, the lowest may go on
+            flights = [min(flights, key=lambda f: f[1].pos)] if self.awaited and flights else []
+        for chunk, flight in flights:
+            if flight.owed >= flight.nbytes // 4 and flight.owed:
+                out.append(Grant(flight.lease, chunk, flight.owed))
+                flight.owed = 0
+
+    def _on_overdue(self, event: Overdue, out: list[Effect]) -> None:
+        flight = self.flights.get(event.chunk)
+        if flight is None or not flight.pos <= event.index < flight.stop:
+            return
+        del self.flights[event.chunk]
+        self._wait(flight.pos, event.index, suspect=flight.careful)
+        self._wait(event.index + 1, flight.stop, suspect=flight.careful)
+        if flight.halted:
+            self._settle(event.index, event.index + 1, out)
+        elif not self._try_again(event.index, TIMEOUT, out):
+            self.column[event.index - self.base] = FAILED
+            self.failed += 1
+            out.append(Settle(event.index, event.index + 1, TIMEOUT))
+        self._check_failures(out)
 
     def _check_failures(self, out: list[Effect]) -> None:
         if self.too_many and not self.ending:
@@ -512,10 +644,12 @@ class RunState:
 
     # -- the consumer and the user
 
-    def _on_handed(self, event: Handed, _out: list[Effect]) -> None:
+    def _on_handed(self, event: Handed, out: list[Effect]) -> None:
         self.handed += event.n
         self.unread_bytes = max(0, self.unread_bytes - event.nbytes)
         self.awaited = False
+        if self.stream:
+            self._grant(out)
         while (
             not self.keep
             and len(self.column) > TRIM
@@ -524,11 +658,15 @@ class RunState:
             del self.column[:TRIM]
             self.base += TRIM
 
-    def _on_await(self, _event: Await, _out: list[Effect]) -> None:
-        self.awaited = True
+    def _on_await(self, _event: Await, out: list[Effect]) -> None:
+        self.awaited = self.keep
+        if self.stream:
+            self._grant(out)
 
-    def _on_keep_bytes(self, event: KeepBytes, _out: list[Effect]) -> None:
+    def _on_keep_bytes(self, event: KeepBytes, out: list[Effect]) -> None:
         self.keep_bytes = event.nbytes
+        if self.stream:
+            self._grant(out)
 
     def _on_cancel(self, event: Cancel, out: list[Effect]) -> None:
         if event.index < 0:
@@ -553,6 +691,7 @@ class RunState:
                             r for r in ((start, index), (index + 1, stop)) if r[0] < r[1]
                         ]
                         self.ready_count -= ranges is self.ready
+            self.later.discard(index)
             self._settle(index, index + 1, out)
         elif status == SENT:
             for chunk, flight in self.flights.items():
@@ -578,6 +717,8 @@ class RunState:
             self.skipped = self.total - self.read  # no byte for each: there may be a billion
             self.cancelled += self.skipped
         waiting, self.ready, self.suspects = self.ready + self.suspects, [], []
+        waiting += [(index, index + 1) for index in self.later]
+        self.later.clear()
         self.ready_count = 0
         for start, stop in sorted(waiting):
             self._settle(start, stop, out)
@@ -664,7 +805,7 @@ class RunState:
         """Number of inputs that wait, those that were not read yet among them."""
         unread = max(0, self.total - self.read) if self.total is not None else 0
         suspects = sum(stop - start for start, stop in self.suspects)
-        return self.ready_count + suspects + (0 if self.ending else unread)
+        return self.ready_count + suspects + len(self.later) + (0 if self.ending else unread)
 
     def counts(self) -> dict[str, int]:
         """Return the number of inputs in each status."""
@@ -690,6 +831,9 @@ _HANDLERS: dict[type, Callable[[RunState, Any, list[Effect]], None]] = {
     Offer: RunState._on_offer,  # noqa: SLF001
     Began: RunState._on_began,  # noqa: SLF001
     Got: RunState._on_got,  # noqa: SLF001
+    Yielded: RunState._on_yielded,  # noqa: SLF001
+    Again: RunState._on_again,  # noqa: SLF001
+    Overdue: RunState._on_overdue,  # noqa: SLF001
     Returned: RunState._on_returned,  # noqa: SLF001
     Ended: RunState._on_ended,  # noqa: SLF001
     Lost: RunState._on_lost,  # noqa: SLF001

@@ -30,6 +30,8 @@ from ..errors import VersionMismatch
 from ..worker.serve import Lease, Process
 from .model import (
     LEAVING,
+    Aside,
+    Ask,
     Back,
     Blob,
     Bye,
@@ -44,8 +46,10 @@ from .model import (
     Print,
     Quit,
     Recall,
+    Resume,
     Stop,
     Work,
+    Yield,
     frames_of,
     size_of,
 )
@@ -56,6 +60,9 @@ DEPTH = 2  # chunks that a lease may have: one that runs, one that waits
 IDLE = 2.0  # seconds after which an idle lease is given back
 TICK = 0.25
 ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
+
+ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
+WORKING = frozenset({"asked", "open", "paused", "silent"})  # states of leases that are to be had
 
 _clock = time.monotonic
 _chunks = count(1)
@@ -115,6 +122,9 @@ class Job(Protocol):
     def offer(self, lease: str, chunk: int, slots: int, *, ahead: bool, alone: bool) -> Work | None:
         """Return a chunk for a lease that has room, or None."""
 
+    def has(self, chunk: int) -> bool:
+        """Tell whether outcomes of a chunk are still awaited."""
+
     def receive(self, message: Message, worker: str) -> None:
         """Take what a lease sent about one of the run's chunks."""
 
@@ -123,6 +133,9 @@ class Job(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """End the run: nothing more will come."""
+
+    def move(self, transport: Transport) -> None:
+        """Use another transport from now on; nothing was sent yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +164,8 @@ class NearLink(Protocol):
 class Held:
     """A lease as the near side sees it: asked → open ⇄ paused → ending.
 
-    It is silent while it is unclear what became of it.
+    It is silent while it is unclear what became of it. One whose input waits for something else is
+    aside: another has its place, so once the input goes on it is the last that the lease runs.
     """
 
     name: str
@@ -163,6 +177,9 @@ class Held:
     known: set[str] = field(default_factory=set)
     owed: int = 0
     idle_since: float = 0.0
+    freed: bool = False  # its input does not count for its handle's limit
+    still_since: float | None = None  # its input waits for something else
+    still: float = 0.0  # seconds that the input of its last chunk has waited so
 
     def forget_stream(self) -> None:
         """Go back to the state before the lease was open."""
@@ -185,6 +202,8 @@ class Transport(ABC):
         self.turn = 0
         self.trouble = ""  # a sentence about what keeps leases from being used
         self.waiting_since: float | None = None  # that inputs wait and there is no lease
+        self.returning: list[tuple[Held, int]] = []  # with chunks whose inputs would go on
+        self._room = 1  # leases that may work, as of the last look
         self._ticking = False
 
     # -- what a subclass has to do
@@ -241,8 +260,11 @@ class Transport(ABC):
             limits[job.handle] = job.limit
         limited = sum(min(n, limits[h] or 0) for h, n in wanted.items() if limits[h])
         unlimited = sum(min(n, self.slots()) for h, n in wanted.items() if not limits[h])
-        have = sum(lease.state != "ending" for lease in self.leases.values())
-        missing = self.capacity(limited, unlimited) - have
+        have = sum(
+            held.state in WORKING and not self._is_deaf(held) for held in self.leases.values()
+        )
+        self._room = self.capacity(limited, unlimited)
+        missing = self._room - have
         if missing > 0:
             self.ask(missing)
         idle = not any(lease.state == "open" for lease in self.leases.values())
@@ -251,11 +273,23 @@ class Transport(ABC):
         else:
             self.waiting_since = None
 
+    def _is_deaf(self, held: Held) -> bool:
+        """Tell whether a lease is taken by a function that nobody waits for any more."""
+        if not held.chunks:
+            return False
+        routes = [self.routes.get(chunk) for chunk in held.chunks]
+        return not any(
+            route is not None and route[1].has(chunk)
+            for chunk, route in zip(held.chunks, routes, strict=True)
+        )
+
     # -- turns
 
     def pump(self) -> None:
         """Give every lease that has room a chunk of the next run that has one."""
         self._place_suspects()
+        if self._let_return():
+            return
         busy = Counter(held.process for held in self.leases.values() if held.chunks)
         for depth in range(DEPTH):
             room = [
@@ -274,7 +308,79 @@ class Transport(ABC):
 
     def _may(self, job: Job, held: Held) -> bool:
         using = self.using[job.handle]
-        return using[held.name] > 0 or len(using) < self.limit(job)
+        others = len(using) - (using[held.name] > 0)
+        for other, chunk in self.returning:  # whose inputs have been waiting for longer
+            route = self.routes.get(chunk)
+            others += other.freed and route is not None and route[1].handle == job.handle
+        return others < self.limit(job)
+
+    # -- standing aside
+
+    def _aside(self, held: Held, message: Aside) -> None:
+        """An input waits, so another may run in its place; or it has what it waited for."""
+        route = self.routes.get(message.chunk)
+        if route is None:
+            return
+        pending = (held, message.chunk) in self.returning
+        if not message.waits:
+            self.returning.append((held, message.chunk))
+        elif pending and held.link is not None:
+            # Another thread of the input waits now: the first may go on, the place stays free.
+            self.returning.remove((held, message.chunk))
+            held.link.send(Resume(message.chunk))
+        elif held.state in {"open", "paused", "last"}:
+            held.state = "aside"
+            held.still_since = _clock()
+            if not held.freed:
+                held.freed = True
+                self._uncount(held, route[1])
+        self.wake()
+
+    def _let_return(self) -> bool:
+        """Let inputs go on for which there is a place; return whether others need the next one."""
+        crowded = False
+        for held, chunk in list(self.returning):
+            route = self.routes.get(chunk)
+            if route is None or held.link is None or held.state != "aside":
+                self.returning.remove((held, chunk))
+                continue
+            job = route[1]
+            working = {"open", "paused", "last"}
+            busy = sum(
+                h.state in working and bool(h.chunks) and not self._is_deaf(h)
+                for h in self.leases.values()
+            )
+            if busy >= max(1, self._room, self.slots()):
+                crowded = True
+                continue
+            if held.freed:
+                using = self.using.setdefault(job.handle, Counter())
+                if len(using) >= self.limit(job):
+                    continue
+                using[held.name] += 1
+                held.freed = False
+            self.returning.remove((held, chunk))
+            if held.still_since is not None:
+                held.still += _clock() - held.still_since
+                held.still_since = None
+            held.state = "last"
+            held.link.send(Resume(chunk))
+        return crowded
+
+    def still(self, lease: str) -> float:
+        """Return the seconds that the input of a lease's chunk has waited for something else."""
+        held = self.leases.get(lease)
+        if held is None:
+            return 0.0
+        return held.still + (0.0 if held.still_since is None else _clock() - held.still_since)
+
+    def answer(self, chunk: int, message: Message) -> bool:
+        """Send something to the lease that has a chunk; return whether there is one."""
+        route = self.routes.get(chunk)
+        if route is None or route[0].link is None:
+            return False
+        route[0].link.send(message)
+        return True
 
     def _give(self, held: Held) -> bool:
         for step in range(len(self.jobs)):
@@ -295,6 +401,8 @@ class Transport(ABC):
         if job.blob.digest not in held.known:
             held.known.add(job.blob.digest)
             held.link.send(Load(job.blob.digest, job.blob.sources, job.blob.frames))
+        if not held.chunks:
+            held.still = 0.0
         held.chunks.append(chunk)
         self.routes[chunk] = (held, job)
         self.using[job.handle][held.name] += 1
@@ -342,13 +450,19 @@ class Transport(ABC):
         held, job = route
         if chunk in held.chunks:
             held.chunks.remove(chunk)
+        if held.freed:
+            held.freed = False
+        else:
+            self._uncount(held, job)
+        if not self.using.get(job.handle) and all(j.handle != job.handle for j in self.jobs):
+            self.using.pop(job.handle, None)
+        return route
+
+    def _uncount(self, held: Held, job: Job) -> None:
         using = self.using[job.handle]
         using[held.name] -= 1
         if using[held.name] <= 0:
             del using[held.name]
-        if not using and all(other.handle != job.handle for other in self.jobs):
-            del self.using[job.handle]
-        return route
 
     def halt(self, lease: str, chunk: int, index: int) -> None:
         """Ask a lease to stop an input, or with -1 a chunk."""
@@ -367,8 +481,10 @@ class Transport(ABC):
         """Take one message of a lease's stream."""
         if held.link is not link:
             return
-        if isinstance(message, (Out, Mark, Print, Back, Done)):
+        if isinstance(message, ABOUT_A_CHUNK):
             self._about_a_chunk(held, message)
+        elif isinstance(message, Aside):
+            self._aside(held, message)
         elif isinstance(message, Hello):
             self._hello(held, message)
         elif isinstance(message, Paused):
@@ -381,9 +497,11 @@ class Transport(ABC):
                 self.lose([held], died=False, reason="its worker retired")
             self.wake()
 
-    def _about_a_chunk(self, held: Held, message: Out | Mark | Print | Back | Done) -> None:
+    def _about_a_chunk(
+        self, held: Held, message: Out | Yield | Mark | Print | Back | Done | Ask
+    ) -> None:
         route = self.routes.get(message.chunk)
-        if isinstance(message, Out):
+        if isinstance(message, (Out, Yield)):
             held.owed += size_of(frames_of(message))
             if held.owed > ACKNOWLEDGE and held.link is not None:
                 held.link.send(Credit(held.owed))
@@ -396,6 +514,9 @@ class Transport(ABC):
             held.idle_since = _clock()
             if self.solo.get(held.process) == message.chunk:
                 self._let_go(held.process)
+            if held.state in {"aside", "last"} and not held.chunks and held.link is not None:
+                held.state = "ending"
+                held.link.send(Quit())
         if isinstance(message, (Done, Back)):
             self.wake()
 
@@ -497,6 +618,48 @@ class Transport(ABC):
         return {"leases": sum(h.state in {"open", "paused"} for h in self.leases.values())}
 
 
+class Pending(Transport):
+    """Stands for a cluster that is not there yet, so that a run can be made without waiting."""
+
+    def slots(self) -> int:
+        """Return 1: how many there are going to be is unknown."""
+        return 1
+
+    def ask(self, n: int) -> None:
+        """Do nothing: who made this asks for leases when there is a cluster."""
+
+    def arrive(self, transport: Transport) -> None:
+        """Have the runs use the cluster that is there now; from any thread."""
+        self.engine.call(self._move, transport)
+
+    def failed(self, error: BaseException) -> None:
+        """End the runs: there will be no cluster; from any thread."""
+        self.engine.call(self.fail, error)
+
+    def add(self, job: Job) -> None:
+        """Keep a run until there is a cluster."""
+        if self._arrived is None:
+            super().add(job)
+        else:
+            job.move(self._arrived)
+        if self._error is not None:
+            job.fail(self._error)
+
+    _arrived: Transport | None = None
+    _error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """End the runs that are here, and those that still come."""
+        self._error = error
+        super().fail(error)
+
+    def _move(self, transport: Transport) -> None:
+        self._arrived = transport
+        for job in list(self.jobs):
+            self.remove(job)
+            job.move(transport)
+
+
 class InProcess(Transport):
     """Leases that are threads of this process: for tests, and for debugging without a cluster.
 
@@ -545,6 +708,9 @@ class _Here:
 
     def foreign(self) -> int:
         return 0
+
+    def aside(self) -> None:
+        pass
 
 
 class _Near:

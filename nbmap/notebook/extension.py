@@ -50,12 +50,14 @@ class NbmapMagics(Magics):
 
         Each function defined at the top level of the cell becomes a handle, with these options:
         `train.map(inputs)` runs many inputs in parallel, `train(0.1)` one, `train.local(0.1)` runs
-        it here. The rest of the cell runs as always. Options are written name=value:
+        it here. They may be async, and may yield. The rest of the cell runs as always. Options are
+        written name=value:
 
         gpu            GPUs for each input: any, A100, A100-80GB:2, 40GB+, "RTX 4090"; default none
         concurrency    inputs that run at once, a whole number from 1 on; default as many as the
                        cluster has slots; also written concurrency_limit or max_containers
-        retries        how often a failed input is tried again, one second later; default 0
+        retries        how often an input is tried again that failed or took too long, one second
+                       later; $r where r = nbmap.Retries(...) has other delays; default 0
         timeout        time for one attempt: 90 (seconds), 90s, 10m, 1h30m; default none
         worker_losses  workers that an input may take with it before it is lost, from 1 on;
                        default 2
@@ -66,8 +68,8 @@ class NbmapMagics(Magics):
         Values with blanks are quoted: name="my run". A value $x is your variable x. What follows
         a # is a comment. Which cluster: see %nbmap?
 
-        gpu, retries, timeout and wait_for_gpu are checked here, and refused at the first call:
-        this version does not have them yet.
+        gpu and wait_for_gpu are checked here, and refused at the first call: this version does
+        not have them yet.
         """
         __tracebackhide__ = True
         from .cell import run_cell

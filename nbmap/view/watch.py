@@ -35,6 +35,7 @@ class Watched(Protocol):
     name: str
     prints: dict[int, list[str]]
     first_failures: list[Failure]
+    takeovers: list[tuple[int, int, int]]  # input, attempt, output that it took over at
     on_print: Callable[[int, str, str], None] | None
     on_wait: Callable[[], None] | None
 
@@ -141,6 +142,12 @@ def begin_quietly(run: Watched) -> None:
             run.on_print(index, stream, text)
 
     run.on_print = first
+
+
+def begin_unseen(run: Watched) -> None:
+    """Pass on what a run prints that remote code has made; it has no cell that could show it."""
+    if notebook is None:
+        begin_quietly(run)
 
 
 def show_again(run: Watched) -> bool:

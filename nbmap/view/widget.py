@@ -119,6 +119,7 @@ class View:
         self._name = run.name
         self._prints = run.prints
         self._failures = run.first_failures
+        self._takeovers = run.takeovers
         self._page = page
         self._began = time.monotonic()
         self._lasts = False  # longer than a line is worth
@@ -321,9 +322,14 @@ class View:
     def _detail(self, index: int) -> dict[str, str]:
         """Return what is known of one input, as text that is safe to show."""
         found = [failure for failure in self._failures if failure.index == index]
+        marks = [
+            f"attempt {attempt} took over at output {output}\n"
+            for at, attempt, output in list(self._takeovers)
+            if at == index
+        ]
         return {
             "input": render.plain(found[0].input) if found else "",
-            "printed": render.printed("".join(self._prints.get(index, []))),
+            "printed": render.printed("".join([*marks, *self._prints.get(index, [])])),
             "traceback": render.traceback(found[0]) if found else "",
         }
 

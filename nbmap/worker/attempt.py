@@ -1,4 +1,4 @@
-"""One attempt at one input: call the function, catch everything, pickle the outcome.
+"""One attempt at one input: call the function or iterate it, catch everything, pickle the outcome.
 
 An attempt never raises and never fails to be told: whatever the user's code did, its outcome is
 plain values and bytes by the time it leaves here.
@@ -6,13 +6,27 @@ plain values and bytes by the time it leaves here.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from ..engine.model import CALL, CANCELLED, EACH, SPREAD, UNPICKLABLE, USER, Failure, Frames
+from ..engine.model import (
+    CALL,
+    CANCELLED,
+    EACH,
+    SPREAD,
+    TIMEOUT,
+    UNPICKLABLE,
+    USER,
+    Failure,
+    Frames,
+)
 from ..engine.pickling import Unloadable, dump, dump_exception, safe_repr, shorten
+from . import coroutines as _coroutines
+from .coroutines import Coroutines
 
 MESSAGE = 2_000  # characters of an exception's message that are kept
 TRACEBACK = 64_000  # and of its formatted traceback
@@ -20,6 +34,7 @@ STACK = 50  # frames, the outermost and the innermost halves
 INPUT = 200  # characters of the input's repr
 
 _HERE = inspect.currentframe().f_code.co_filename  # type: ignore[union-attr]
+_OURS = {_HERE, _coroutines.FILE}
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
@@ -30,12 +45,51 @@ class Stopped(BaseException):
     """
 
 
+class Arguments(tuple[Any, ...]):
+    """The arguments of a single call, which look as they were written."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def of(loaded: Any) -> Any:
+        """Return (args, kwargs) as this; what could not be loaded stays what it is."""
+        return loaded if type(loaded) is Unloadable else Arguments(loaded)
+
+    def __repr__(self) -> str:
+        named = (f"{name}={value!r}" for name, value in self[1].items())
+        return ", ".join([*map(repr, self[0]), *named])
+
+
 class Pickled(list[Any]):
     """The frames of one output."""
 
 
-def caller(function: Callable[..., Any], kwargs: dict[str, Any], style: int) -> Callable[..., Any]:
+def caller(
+    function: Callable[..., Any], kwargs: dict[str, Any], style: int, coroutines: Coroutines
+) -> Callable[..., Any]:
     """Return what is to be called with one input."""
+    if _is_async(function):
+        plain = _caller(function, kwargs, style)
+        return lambda x: _run_to_end(coroutines, plain(x))
+    return _caller(function, kwargs, style)
+
+
+def _run_to_end(coroutines: Coroutines, coroutine: Any) -> Any:
+    try:
+        return coroutines.run(coroutine)
+    except asyncio.CancelledError:
+        if coroutines.cancelled:
+            raise Stopped from None
+        raise
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - of an object that is called
+    )
+
+
+def _caller(function: Callable[..., Any], kwargs: dict[str, Any], style: int) -> Callable[..., Any]:
     if style == EACH:
         return function if not kwargs else lambda x: function(x, **kwargs)
     if style == SPREAD:
@@ -50,26 +104,118 @@ def run(call: Callable[[Any], Any], index: int, value: Any, function: Any) -> An
     Only `Stopped` gets out.
     """
     if type(value) is Unloadable:
-        name = type(value.error).__name__
-        prefix = f"the input can't be unpickled: {name}: "
-        return failure(value.error, index, UNPICKLABLE, "?", prefix)
+        return _unloadable(value, index)
     try:
         output = call(value)
     except Stopped:
         raise
     except BaseException as error:
-        if isinstance(error, TypeError) and _not_entered(error):
-            _add_signature(error, function)
-        return failure(error, index, USER, value)
-    if type(output) in _PLAIN:
-        return output
+        return _users(error, index, value, function)
     try:
-        return Pickled(dump(output))
+        return sendable(output)
     except Stopped:
         raise
     except BaseException as error:
         kind = type(output).__name__
         return failure(error, index, UNPICKLABLE, value, f"the output, a {kind}, can't be sent: ")
+
+
+class _UnsendableError(Exception):
+    """An output of a generator could not be pickled."""
+
+    def __init__(self, error: BaseException, prefix: str) -> None:
+        super().__init__(prefix)
+        self.error = error
+        self.prefix = prefix
+
+
+def iterate(
+    call: Callable[[Any], Any],
+    index: int,
+    value: Any,
+    function: Any,
+    emit: Callable[[Any], None],
+    coroutines: Coroutines,
+) -> Failure | None:
+    """Run the generator of one input, handing each output (a scalar, or Pickled) to `emit`.
+
+    Returns how it failed, or None. Only `Stopped` gets out; the generator is closed by then.
+    """
+    if type(value) is Unloadable:
+        return _unloadable(value, index)
+    try:
+        outputs = call(value)
+        if hasattr(outputs, "__aiter__"):
+            _run_to_end(coroutines, _push_async(outputs, emit))
+        else:
+            _push(outputs, emit)
+    except Stopped:
+        raise
+    except _UnsendableError as error:
+        return failure(error.error, index, UNPICKLABLE, value, error.prefix)
+    except BaseException as error:
+        return _users(error, index, value, function)
+    return None
+
+
+def _push(generator: Any, emit: Callable[[Any], None]) -> None:
+    number = 0  # not by enumerate, which holds on to what it gave last
+    try:
+        for output in generator:
+            emit(_item(number, output))
+            number += 1
+            del output  # it may be large, and the generator makes the next one now
+    finally:
+        # Where it was left in the middle its `finally` runs now, and not when it is collected.
+        if hasattr(generator, "close"):
+            with suppress(Exception, SystemExit, GeneratorExit, KeyboardInterrupt):
+                generator.close()
+
+
+async def _push_async(generator: Any, emit: Callable[[Any], None]) -> None:
+    number = 0
+    try:
+        async for output in generator:
+            emit(_item(number, output))
+            number += 1
+            del output
+    finally:
+        if hasattr(generator, "aclose"):
+            with suppress(Exception, SystemExit, GeneratorExit, KeyboardInterrupt):
+                await generator.aclose()
+
+
+def _item(number: int, output: Any) -> Any:
+    try:
+        return sendable(output)
+    except Stopped:
+        raise
+    except BaseException as error:
+        prefix = f"output {number}, a {type(output).__name__}, can't be sent: "
+        raise _UnsendableError(error, prefix) from None
+
+
+def sendable(output: Any) -> Any:
+    """Return an output as it travels: a scalar as it is, anything else as Pickled frames."""
+    return output if type(output) in _PLAIN else Pickled(dump(output))
+
+
+def _unloadable(value: Unloadable, index: int) -> Failure:
+    name = type(value.error).__name__
+    prefix = f"the input can't be unpickled: {name}: "
+    return failure(value.error, index, UNPICKLABLE, "?", prefix)
+
+
+def _users(error: BaseException, index: int, value: Any, function: Any) -> Failure:
+    if isinstance(error, TypeError) and _not_entered(error):
+        _add_signature(error, function)
+    return failure(error, index, USER, value)
+
+
+def timed_out(index: int, value: Any, seconds: float) -> Failure:
+    """Return the failure of an input that was stopped because it took too long."""
+    text = f"it took longer than timeout={seconds:g} s"
+    return Failure(index, TIMEOUT, "InputTimeout", text, input=_repr(value))
 
 
 def cancelled(index: int, value: Any) -> Failure:
@@ -112,7 +258,7 @@ def _message(error: BaseException) -> str:
 def _user_traceback(error: BaseException) -> Any:
     """Skip our own frames at the start; None where the user's code was never entered."""
     tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename == _HERE:
+    while tb is not None and tb.tb_frame.f_code.co_filename in _OURS:
         tb = tb.tb_next
     return tb
 

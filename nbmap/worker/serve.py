@@ -11,9 +11,11 @@ Three threads meet here::
 Inputs of the current chunk wait in a deque. Taking from its left (to run) and from its right (to
 hand back) are atomic, so an input is either run or handed back, never both.
 
-Stopping a running function raises `Stopped` in its thread. That may only ever hit the input it is
-meant for: it is raised under `_gate`, which the thread takes to say which input it is at, and what
-was raised but not delivered by the end of the input is cleared (`_fence`).
+Stopping a running function raises `Stopped` in its thread, or cancels its coroutine. That may only
+ever hit the input it is meant for: it is raised under `_gate`, which the thread takes to say which
+input it is at, and what was raised but not delivered by the end of the input is cleared (`_fence`).
+Our own code that user code calls (an output of a generator is taken, an input waits for a run of
+its own) runs with `_inside` False: it is not interrupted in the middle, it raises at its end.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -36,14 +40,20 @@ import cloudpickle
 from ..engine.model import (
     ALONE,
     ASKED,
+    CALL,
     FOREIGN,
     LEAVING,
+    OUTPUT_COST,
     UNPICKLABLE,
+    Answer,
+    Aside,
+    Ask,
     Back,
     Bye,
     Credit,
     Done,
     Failure,
+    Grant,
     Hello,
     Load,
     Mark,
@@ -54,12 +64,16 @@ from ..engine.model import (
     Print,
     Quit,
     Recall,
+    Resume,
     Stop,
     Work,
+    Yield,
     size_of,
 )
-from ..engine.pickling import join, load, load_or_error, pack_plain, parts, unpack
-from . import attempt, capture
+from ..engine.pickling import dump, join, load, load_or_error, pack_plain, parts, unpack
+from . import attempt, capture, standin
+from .coroutines import Coroutines
+from .nested import Nested
 
 FLUSH = 0.004  # seconds that an outcome may wait for others
 FLUSH_BYTES = 256 << 10
@@ -68,10 +82,16 @@ LOOK = 0.008  # how often the keeper looks while inputs run
 REST = 0.05  # and while none does
 LATE_PRINTS = 6  # looks that prints of a running input may wait
 HELD = 1.0  # seconds before a busy lease gives way
+PATIENCE = 0.1  # seconds that a generator waits for its consumer before it gives its place up
+# Seconds after which a coroutine that was cancelled is stopped as functions are: where it blocks the
+# loop, and so could not hear of it; and where it goes on nevertheless.
+DEAF = 0.25
+STUBBORN = 5.0
 OPEN = 15.0  # seconds that a lease waits for the near side to come
 FUNCTIONS = 16  # that a process keeps though no lease refers to them
 
 _clock = time.perf_counter
+_numbers = count(1)
 
 
 class Link(Protocol):
@@ -95,6 +115,9 @@ class Host(Protocol):
     def foreign(self) -> int:
         """Return how many tasks of other people wait for a thread here."""
 
+    def aside(self) -> None:
+        """Let another task have the place of the one whose thread calls this."""
+
 
 class Process:
     """What the leases of one process share: loaded functions, and the keeper."""
@@ -107,6 +130,7 @@ class Process:
         self._blobs: OrderedDict[str, Any] = OrderedDict()  # digest -> Load, or what it holds
         self._users: dict[str, set[str]] = {}
         self._keeping = False
+        standin.install()
 
     def add(self, lease: Lease) -> None:
         """Register a lease and have it looked after."""
@@ -192,11 +216,27 @@ class Lease:
         self._flushed = 0.0
         self._unacknowledged = 0
         self._room = threading.Condition()
+        self._told_at = 0.0  # when the last input ended whose outcome was sent
+        # outputs of generators not sent yet: [input, number of the first, bytes, outputs]
+        self._yields: list[list[Any]] = []
+        self._yielded = 0  # outputs of the running generator
+        self._pending = 0  # bytes of outputs not sent
+        self._granted = 0  # bytes that the current chunk's generators may spend
         # the running input
         self._gate = threading.Lock()
         self._at = -1
         self._at_since = 0.0
-        self._asked = False  # a Stopped was raised for it
+        self._inside = False  # the thread is in user code, where a Stopped may be raised
+        self._asked = False  # it was asked to stop
+        self._asked_at = 0.0
+        self._expired = False  # because of its timeout
+        self._coroutines = Coroutines()
+        self._asides = 0  # how many of its threads wait
+        self._still = False  # its own time does not go on
+        self._still_since = 0.0
+        self._left = False  # its place was given to another task, once for all
+        self._resumed = threading.Event()
+        self.nested = Nested(self)
         self._unwanted: set[tuple[int, int]] = set()  # (chunk, index or -1) asked to be stopped
         self._thread = 0
         self._text: capture.Text | None = None
@@ -225,7 +265,16 @@ class Lease:
         elif isinstance(message, Credit):
             with self._room:
                 self._unacknowledged -= message.nbytes
-                self._room.notify()
+                self._room.notify_all()
+        elif isinstance(message, Grant):
+            with self._room:
+                if self._current is not None and self._current[0].chunk == message.chunk:
+                    self._granted += message.nbytes
+                    self._room.notify_all()
+        elif isinstance(message, Answer):
+            self.nested.receive(message)
+        elif isinstance(message, Resume):
+            self._resumed.set()
         elif isinstance(message, Stop):
             self._stop(message)
         elif isinstance(message, Recall):
@@ -241,8 +290,9 @@ class Lease:
         with self._gate:
             self._raise_stopped()
         self._inbox.put(None)
+        self._resumed.set()
         with self._room:
-            self._room.notify()
+            self._room.notify_all()
 
     def _stop(self, message: Stop) -> None:
         with self._gate:
@@ -265,11 +315,18 @@ class Lease:
 
     def _raise_stopped(self) -> None:
         """Stop the running input; `_gate` is held, so it is still the one that was meant."""
-        if self._at >= 0 and not self._asked:
-            self._asked = True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread), ctypes.py_object(attempt.Stopped)
-            )
+        if self._at < 0 or self._asked:
+            return
+        self._asked, self._asked_at = True, _clock()
+        if self._inside and not self._coroutines.cancel():
+            self._interrupt()
+        self._resumed.set()
+
+    def _interrupt(self) -> None:
+        self._asked_at = float("inf")  # once is enough
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(self._thread), ctypes.py_object(attempt.Stopped)
+        )
 
     # -- the lease's thread
 
@@ -282,12 +339,15 @@ class Lease:
                 return ALONE
             assert self._link is not None
             capture.enter(self._printed, lambda: self._at)
+            standin.enter(self)
             try:
                 while not self._ending:
                     work = self._inbox.get()
                     if work is not None:
                         self._serve(work)
             finally:
+                self._coroutines.close()
+                standin.leave()
                 capture.leave()
             self._hand_back_waiting()
             self._send(Bye(self._ending))
@@ -299,19 +359,20 @@ class Lease:
     def _serve(self, work: Work) -> None:
         self._sent, self._spent, self._ran, self._marked = work.start, 0, 0, -1
         self._out, todo = [], deque(range(work.n))
+        self._yields, self._pending, self._granted = [], 0, work.credit
         with self._gate:
             self._current = (work, todo)
             if (work.chunk, -1) in self._unwanted:
                 todo.clear()
         self.busy = True
-        self._began = started = _clock()
+        self._began = self._told_at = started = _clock()
         try:
             function, kwargs = self.process.function(work.digest)
         except BaseException as error:
             self._refuse(work, todo, error)
         else:
-            call = attempt.caller(function, kwargs, work.style)
-            started = self._began = _clock()
+            call = attempt.caller(function, kwargs, work.style, self._coroutines)
+            started = self._began = self._told_at = _clock()
             self._run_inputs(work, todo, call, function)
         seconds = _clock() - started
         self.flush()
@@ -335,23 +396,38 @@ class Lease:
             except IndexError:
                 return
             index = start + at
-            if work.careful:
+            if work.careful or work.timeout:  # it may have to be ended from the near side
                 self._mark(work, index, wait=True)
             value = values[at]
+            told = value if plain else "?"
             outcome: Any
             try:
                 with self._gate:
                     unwanted = self._unwanted and (work.chunk, index) in self._unwanted
+                    if work.timeout:
+                        self._at_since = _clock()
                     self._at = -1 if unwanted else index
+                    self._inside = not unwanted
                 if unwanted:
-                    outcome = attempt.cancelled(index, value if plain else "?")
+                    outcome = attempt.cancelled(index, told)
                 else:
                     loaded = value if plain else load_or_error(value)
-                    outcome = attempt.run(call, index, loaded, function)
+                    if work.style == CALL:
+                        loaded = attempt.Arguments.of(loaded)
+                    told = loaded
+                    if work.stream:
+                        self._yielded = 0
+                        args = (call, index, loaded, function, self._emit, self._coroutines)
+                        outcome = attempt.iterate(*args)
+                    else:
+                        outcome = attempt.run(call, index, loaded, function)
                 with self._gate:
-                    self._at = -1
+                    self._at, self._inside = -1, False
             except attempt.Stopped:
-                outcome = attempt.cancelled(index, value if plain else "?")
+                if self._expired:
+                    outcome = attempt.timed_out(index, told, work.timeout)
+                else:
+                    outcome = attempt.cancelled(index, told)
             if self._asked:
                 self._fence()
             if self._text is not None:
@@ -363,14 +439,138 @@ class Lease:
             if now - self._flushed > FLUSH or big:
                 self.flush(now, wait=True)
 
+    # -- what user code calls, on the lease's thread or another one of the input's
+
+    def _emit(self, output: Any) -> None:
+        """Take an output of the running generator; wait while its consumer has enough."""
+        with self._gate:
+            self._inside = False
+        index = self._at
+        kind = type(output)
+        nbytes = OUTPUT_COST
+        if kind is attempt.Pickled:
+            nbytes += sum(map(len, output))
+        elif kind is str or kind is bytes:
+            nbytes += len(output)
+        with self._out_lock:
+            last = self._yields[-1] if self._yields else None
+            if last is None or last[0] != index:
+                last = [index, self._yielded, 0, []]
+                self._yields.append(last)
+            last[2] += nbytes
+            last[3].append(output)
+            self._yielded += 1
+            self._pending += nbytes
+            self._spent += nbytes
+        del output, last
+        now = _clock()
+        if now - self._flushed > FLUSH or self._pending > FLUSH_BYTES:
+            self.flush(now, wait=True)
+        if self._spent > self._granted:
+            self._await_grant()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Go back to user code, or raise what it was asked meanwhile."""
+        with self._gate:
+            self._inside = not self._asked
+        if self._asked:
+            raise attempt.Stopped
+
+    def _await_grant(self) -> None:
+        self.flush(wait=True)
+        if not self._granted_within(PATIENCE):
+            with self.aside():
+                while not self._granted_within(PATIENCE):
+                    pass
+
+    def _granted_within(self, seconds: float) -> bool:
+        def ready() -> bool:
+            return self._spent <= self._granted or self._asked
+
+        with self._room:
+            return self._room.wait_for(ready, seconds)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Give up the place of the running input while it waits for something."""
+        current = self._current
+        assert current is not None
+        with self._gate:
+            self._asides += 1
+            first = self._asides == 1
+            if not self._still:
+                self._still, self._still_since = True, _clock()
+        if first:
+            self._hand_back_rest()
+            self._hand_back_waiting()
+            self._send(Aside(current[0].chunk, waits=True))
+            if threading.get_ident() == self._thread and not self._left:
+                self._left = True
+                self.process.host.aside()
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._asides -= 1
+                last = self._asides == 0
+            if last:
+                self._resumed.clear()
+                if not self._asked:
+                    self._send(Aside(current[0].chunk, waits=False))
+                    self._resumed.wait()
+            with self._gate:
+                if not self._asides and self._still:  # a timeout is for the function's own time
+                    self._still = False
+                    self._at_since += _clock() - self._still_since
+
+    def ask(self, request: Any) -> int:
+        """Have the near side make a run for the running input; return the request's number."""
+        current, index = self._current, self._at
+        if current is None or index < 0:
+            msg = "the input has ended; a handle can be used while it runs"
+            raise RuntimeError(msg)
+        number = next(_numbers)
+        self.nested.add(number)
+        self._send(Ask(current[0].chunk, index, number, dump(request)))
+        return number
+
+    def withdraw(self, number: int) -> None:
+        """Cancel a run that was asked for."""
+        if (current := self._current) is not None:
+            self._send(Ask(current[0].chunk, self._at, -number))
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Run our own code in the middle of the user's: it is not interrupted."""
+        with self._gate:
+            self._inside = False
+        try:
+            yield
+        finally:
+            self._go_on()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the running input was asked to stop."""
+        return self._asked
+
+    def here(self) -> tuple[int, int]:
+        """Return the index and the attempt of the running input."""
+        current, index = self._current, self._at
+        if current is None or index < 0:
+            msg = "no input runs in this thread"
+            raise RuntimeError(msg)
+        return index, next((n for tried, n in current[0].tries if tried == index), 1)
+
     def _fence(self) -> None:
         """Clear a Stopped that was raised for an input and has not arrived; none can after this."""
         while True:
             try:
                 with self._gate:
-                    self._at = -1
+                    self._at, self._inside = -1, False
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
-                    self._asked = False
+                    self._asked = self._expired = self._still = False
             except attempt.Stopped:
                 continue
             return
@@ -392,25 +592,35 @@ class Lease:
             self._link.send(message, wait=wait)
 
     def flush(self, now: float = 0.0, *, wait: bool = False) -> None:
-        """Send the outcomes that are there."""
+        """Send the outputs and outcomes that are there."""
         with self._out_lock:
             current, count = self._current, len(self._out)
             self._flushed = now or _clock()
-            if current is None or not count:
+            if current is None or not (count or self._yields):
                 return
-            work = current[0]
-            outcomes = self._out[:count]
-            del self._out[:count]
-            message = _outcomes(work.chunk, self._sent, outcomes)
-            self._sent += count
-            nbytes = size_of(message.frames)
-            self._spent += nbytes
-            self._send(message)
+            work, nbytes = current[0], 0
+            for index, first, size, outputs in self._yields:
+                packed = _packed(outputs)
+                nbytes += packed.nbytes
+                told = (work.chunk, index, first, len(outputs), size, packed.counts, packed.frames)
+                self._send(Yield(*told))
+            self._yields, self._pending = [], 0
+            if count:
+                outcomes = self._out[:count]
+                del self._out[:count]
+                seconds, self._told_at = self._at_since - self._told_at, self._at_since
+                message = _outcomes(work.chunk, self._sent, outcomes, max(0.0, seconds))
+                self._sent += count
+                size = size_of(message.frames)
+                nbytes += size
+                if not work.stream:
+                    self._spent += size
+                self._send(message)
         with self._room:
             self._unacknowledged += nbytes
-            while wait and self._unacknowledged > WINDOW and not self._ending:
-                self._room.wait()
-        if self._spent > work.credit:
+            while wait and self._unacknowledged > WINDOW and not (self._asked or self._ending):
+                self._room.wait(PATIENCE)
+        if not work.stream and self._spent > work.credit:
             self._hand_back_rest()
 
     def _mark(self, work: Work, index: int, *, wait: bool = False) -> None:
@@ -485,8 +695,10 @@ class Lease:
         if (current := self._current) is None:
             return 0
         work, at = current[0], self._at  # in this order: a mark of an ended chunk is ignored
-        if now - self._flushed > FLUSH and self._out:
+        if now - self._flushed > FLUSH and (self._out or self._yields):
             self.flush(now)
+        if self._asked or (work.timeout and now - self._at_since > work.timeout):
+            self._overdue(work, at, now)
         if at >= 0 and now - self._at_since > LOOK:
             self._mark(work, at)
         if self._text is not None:
@@ -499,6 +711,19 @@ class Lease:
             self._hand_back_waiting()
         return 0
 
+    def _overdue(self, work: Work, at: int, now: float) -> None:
+        """Stop an input that has used its time up, or that did not hear that it is to stop."""
+        with self._gate:
+            if self._at != at or at < 0:
+                return
+            if self._asked:
+                patience = STUBBORN if self._coroutines.heard else DEAF
+                if self._inside and now - self._asked_at > patience:
+                    self._interrupt()
+            elif not self._still and now - self._at_since > work.timeout:
+                self._expired = True
+                self._raise_stopped()
+
     def _leave(self) -> None:
         """The worker retires: say so before it goes, so that nobody is blamed for the loss."""
         self._ending = LEAVING
@@ -508,7 +733,14 @@ class Lease:
         self._inbox.put(None)
 
 
-def _outcomes(chunk: int, start: int, outcomes: list[Any]) -> Out:
+def _packed(outcomes: list[Any]) -> Pack:
+    """Pack outputs: scalars together, and otherwise each by itself."""
+    if attempt.Pickled not in set(map(type, outcomes)):
+        return pack_plain(outcomes)
+    return join([o if type(o) is attempt.Pickled else [pickle.dumps(o, 5)] for o in outcomes])
+
+
+def _outcomes(chunk: int, start: int, outcomes: list[Any], seconds: float) -> Out:
     failures: list[Failure] = []
     pickled = False
     for at, outcome in enumerate(outcomes):
@@ -532,4 +764,4 @@ def _outcomes(chunk: int, start: int, outcomes: list[Any]) -> Out:
         packed.frames.extend(failure.pickled)
     told = [failure.plain() for failure in failures]
     n = len(outcomes)
-    return Out(chunk, start, n, 0, True, packed.counts, told, packed.frames)
+    return Out(chunk, start, n, seconds, packed.counts, told, packed.frames)

@@ -6,6 +6,8 @@ import pytest
 
 import nbmap
 
+SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+
 
 @pytest.fixture(scope="module")
 def own():
@@ -15,6 +17,25 @@ def own():
     nbmap.stop()
 
 
+@pytest.fixture(scope="module")
+def two_workers():
+    """A plain Dask cluster of two processes, whose workers come back however often they die."""
+    import dask.config
+    from distributed import LocalCluster
+
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address=None,
+            scheduler_kwargs=SCHEDULER,
+            silence_logs=50,
+        ) as cluster,
+    ):
+        yield cluster
+
+
 @pytest.fixture
 def existing():
     """Yield a function that makes a plain Dask cluster which nbmap did not start."""
@@ -22,13 +43,13 @@ def existing():
 
     with contextlib.ExitStack() as stack:
 
-        def make(workers=2, threads=1, **options):
+        def make(workers=2, threads=1, scheduler_options=None, **options):
             return stack.enter_context(
                 LocalCluster(
                     n_workers=workers,
                     threads_per_worker=threads,
                     dashboard_address=None,
-                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                    scheduler_kwargs={**SCHEDULER, **(scheduler_options or {})},
                     silence_logs=50,
                     **options,
                 )

@@ -38,6 +38,7 @@ from nbmap.engine.model import (
 )
 from nbmap.engine.pickling import freeze, load, pack, unpack
 from nbmap.worker import attempt, capture, serve
+from nbmap.worker.coroutines import Coroutines
 
 WAIT = 20  # seconds after which a test is stuck
 
@@ -47,7 +48,7 @@ WAIT = 20  # seconds after which a test is stuck
 
 def tried(function, value=1, style=EACH, **kwargs):
     """Return the outcome of one attempt."""
-    return attempt.run(attempt.caller(function, kwargs, style), 7, value, function)
+    return attempt.run(attempt.caller(function, kwargs, style, Coroutines()), 7, value, function)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +462,7 @@ class Served:
                 budget,
                 credit,
                 careful,
-                packed.frames,
+                frames=packed.frames,
             )
         )
         return self.chunks
@@ -867,5 +868,5 @@ def test_quitting_stops_what_runs(served):
 
 def test_messages_can_be_written_down():
     """What a lease sends is plain but for its frames."""
-    message = Out(1, 0, 1, 0, True, None, [], [pickle.dumps([1])])
-    assert message.header() == ["out", 1, 0, 1, 0, True, None, []]
+    message = Out(1, 0, 1, 0.0, None, [], [pickle.dumps([1])])
+    assert message.header() == ["out", 1, 0, 1, 0.0, None, []]

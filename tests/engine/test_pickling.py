@@ -36,6 +36,7 @@ from nbmap.engine.pickling import (
     unpack,
 )
 from nbmap.worker import attempt
+from nbmap.worker.coroutines import Coroutines
 
 LARGE = 4 * pickling.OUT_OF_BAND
 
@@ -817,6 +818,6 @@ def test_freezing_from_many_threads_works(helper):
 @given(batch=st.lists(scalars, min_size=1, max_size=5))
 def test_what_style_a_call_has_changes_nothing_about_packing(batch):
     """A chunk's inputs reach the function one by one, in order."""
-    call = attempt.caller(lambda x: x, {}, EACH)
+    call = attempt.caller(lambda x: x, {}, EACH, Coroutines())
     packed = Pack(len(batch), None, pack_plain(batch).frames)
     assert [attempt.run(call, i, x, None) for i, x in enumerate(unpack(packed))] == batch

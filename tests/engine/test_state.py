@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from nbmap.engine import state
-from nbmap.engine.model import CANCELLED, LOST, USER
+from nbmap.engine.model import CANCELLED, LOST, TIMEOUT, USER
 from nbmap.engine.state import RunState
 
 INPUTS = 150  # of one history
@@ -40,6 +40,8 @@ class Chunk:
     outcomes: list = field(default_factory=list)  # None or the kind of failure
     unwanted: set = field(default_factory=set)
     ran: int = 0
+    credit: int = 0  # bytes that its generators may still spend
+    paused: bool = False
 
 
 @dataclass
@@ -75,6 +77,8 @@ class Cluster:
         self.singled = set()
         self.finished = []
         self.deaths = 0
+        self.later = set()  # inputs that are to be tried again
+        self.grants = 0
         self.sends = []
         self.solo = {}  # process -> chunk
         for process in range(processes):
@@ -103,15 +107,29 @@ class Cluster:
             self.take_send(effect)
         elif isinstance(effect, state.Accept):
             assert isinstance(event, state.Got)
-            assert (effect.start, effect.stop) == (event.start, event.start + event.n)
+            assert event.start <= effect.start < effect.stop <= event.start + event.n
             failed = dict(event.failed)
+            assert not self.later & set(range(effect.start, effect.stop))
             for index in range(effect.start, effect.stop):
                 kind = failed.get(index)
                 self.settle(index, _STATUS.get(kind, state.FAILED))
         elif isinstance(effect, state.Settle):
             assert effect.start < effect.stop
             for index in range(effect.start, effect.stop):
-                self.settle(index, state.FAILED if effect.kind == LOST else state.STOPPED)
+                late = effect.kind in {LOST, TIMEOUT}
+                self.settle(index, state.FAILED if late else state.STOPPED)
+                self.later.discard(index)
+        elif isinstance(effect, state.Later):
+            assert effect.index not in self.finals
+            assert self.run.tried[effect.index] <= self.run.retries
+            self.later.add(effect.index)
+        elif isinstance(effect, state.Grant):
+            assert effect.nbytes > 0
+            assert self.run.stream
+            self.grants += 1
+            for lease in self.leases:
+                for chunk in lease.far if lease.name == effect.lease else ():
+                    chunk.credit += effect.nbytes if chunk.id == effect.chunk else 0
         elif isinstance(effect, state.Halt):
             for lease in self.leases:
                 if lease.name == effect.lease:
@@ -211,7 +229,9 @@ class Cluster:
         assert (sent.lease, sent.chunk, sent.careful) == (lease.name, self.chunk, alone)
         lease.near.append(self.chunk)
         start = sent.start
-        lease.far.append(Chunk(self.chunk, start, sent.stop, sent.careful, start, start))
+        chunk = Chunk(self.chunk, start, sent.stop, sent.careful, start, start)
+        chunk.credit = sent.credit
+        lease.far.append(chunk)
         if alone:
             self.solo[lease.process] = self.chunk
         return True
@@ -228,6 +248,31 @@ class Cluster:
             lease.wire.append(state.Began(chunk.id, chunk.running))
             self.deliver(lease)
         return chunk.running
+
+    def yields(self, lease, nbytes):
+        """The running generator yields, where it has credit; what it yields is on the wire."""
+        chunk = lease.far[0] if lease.far else None
+        if chunk is None or chunk.running is None or not self.run.stream:
+            return False
+        if chunk.credit <= 0:
+            return False
+        self.flush(lease)
+        chunk.credit -= nbytes
+        lease.wire.append(state.Yielded(chunk.id, chunk.running, nbytes, nbytes))
+        return True
+
+    def again(self):
+        """The time is over that inputs had to wait for another attempt."""
+        for index in sorted(self.later):
+            self.later.discard(index)
+            self.feed(state.Again(index))
+
+    def overdue(self, lease):
+        """The running input has used up its timeout and does not stop."""
+        chunk = lease.far[0] if lease.far else None
+        if chunk is not None and chunk.running is not None:
+            self.deliver(lease)
+            self.feed(state.Overdue(chunk.id, chunk.running))
 
     def end_input(self, lease, kind=None):
         if not lease.far or lease.far[0].running is None:
@@ -320,6 +365,9 @@ class Cluster:
                 places[index] += 1
         for index in self.finals:
             places[index] += 1
+        for index in run.later:
+            places[index] += 1
+        assert run.later == self.later or run.ending
         if run.status != "broken":
             assert all(n == 1 for n in places), f"inputs in {places} places"
         for ranges in (run.ready, run.suspects):
@@ -361,6 +409,7 @@ class Cluster:
                 self.read_some(1000)
             if self.may_end():
                 self.end()
+            self.again()
             for lease in list(self.leases):
                 self.deliver(lease)
                 if self.run.suspects:
@@ -397,7 +446,9 @@ USUAL = [
     "offer",
     "offer",
     "work",
+    "stream",
     "fail",
+    "again",
     "finish",
     "finish",
     "mark",
@@ -418,6 +469,7 @@ TROUBLE = [
     "cancel_one",
     "cancel_one",
     "cancel_all",
+    "overdue",
     "wait",
     "keep_more",
     "grace_over",
@@ -445,12 +497,37 @@ class Histories(RuleBasedStateMachine):
         worker_losses=st.integers(1, 3),
         failures=st.sampled_from([None, None, 1, 5]),
         keep_bytes=st.sampled_from([30, 200, 1 << 20]),
+        stream=st.booleans(),
+        retries=st.sampled_from([0, 0, 1, 3]),
+        single=st.booleans(),
     )
-    def make(self, total, keep, ordered, processes, leases, worker_losses, failures, keep_bytes):
+    def make(
+        self,
+        total,
+        keep,
+        ordered,
+        processes,
+        leases,
+        worker_losses,
+        failures,
+        keep_bytes,
+        stream,
+        retries,
+        single,
+    ):
         too_many = None if failures is None else lambda failed, _finished: failed >= failures
         run = RunState(
-            total, keep, processes * leases, worker_losses, too_many, keep_bytes=keep_bytes
+            total,
+            keep,
+            processes * leases,
+            worker_losses,
+            too_many,
+            keep_bytes=keep_bytes,
+            stream=stream,
+            retries=retries,
+            single=single,
         )
+        ordered = ordered and not stream  # outputs of generators are taken as they come
         self.cluster = Cluster(run, processes=processes, leases=leases, ordered=ordered)
         if total is None or total > 5:
             self.cluster.read_some(20)
@@ -505,6 +582,16 @@ class Histories(RuleBasedStateMachine):
     def fail(self, lease, n):
         self.work(lease, n, (None, None, USER, CANCELLED)[-n:])
 
+    def stream(self, lease, n):
+        """A generator yields some outputs."""
+        self.cluster.begin(lease)
+        for _ in range(n):
+            self.cluster.yields(lease, 7)
+
+    def again(self, _lease, n):
+        if n > 3:
+            self.cluster.again()
+
     def finish(self, lease, n):
         self.work(lease, 12)
         self.cluster.end_chunk(lease, 10.0 ** (n - 7))
@@ -554,6 +641,9 @@ class Histories(RuleBasedStateMachine):
         self.cluster.deliver(lease, n % 7)
         self.cluster.lose([lease], died=False)
 
+    def overdue(self, lease, _n):
+        self.cluster.overdue(lease)
+
     def wait(self, _lease, _n):
         self.cluster.feed(state.Await())
 
@@ -595,6 +685,7 @@ class Histories(RuleBasedStateMachine):
             assert status == before.get(index, status)
             if index not in before and not cluster.run.ending:
                 assert status == state.DONE or index in cluster.singled | late
+                assert cluster.run.tried.get(index, 0) <= cluster.run.retries
 
 
 def play(examples, **options):
@@ -1129,3 +1220,117 @@ def test_attempts_count_what_had_started():
     cluster.lose([lease], died=False)
     assert cluster.run.attempts(0) == 2
     assert cluster.run.attempts(1) == 1
+
+
+# --- another attempt, timeouts, generators ------------------------------------------------------
+
+
+def failing(cluster, lease, kind=USER):
+    """Have a lease run its chunk, whose first input fails."""
+    cluster.begin(lease)
+    cluster.end_input(lease, kind)
+    run_chunk(cluster, lease)
+
+
+def test_a_failed_input_is_tried_again_as_often_as_was_asked():
+    """Only the last failure counts, and attempts are told."""
+    cluster = started(1, read=1, retries=2)
+    lease = cluster.leases[0]
+    for attempt in (1, 2):
+        cluster.offer(lease)
+        failing(cluster, lease)
+        assert cluster.later == {0}
+        assert not cluster.finals
+        assert cluster.run.counts()["waiting"] == 1
+        assert cluster.run.attempts(0) == 1 + attempt
+        cluster.again()
+    cluster.offer(lease)
+    failing(cluster, lease)
+    assert cluster.finals == {0: state.FAILED}
+    assert cluster.finished == ["finished"]
+
+
+@pytest.mark.parametrize("kind", [LOST, "unpicklable"])
+def test_only_failures_of_the_user_and_timeouts_are_tried_again(kind):
+    """What could not be sent, or took processes with it, would do so again."""
+    cluster = started(1, read=1, retries=2)
+    lease = cluster.leases[0]
+    cluster.offer(lease)
+    failing(cluster, lease, kind)
+    assert cluster.finals == {0: state.FAILED}
+
+
+def test_the_neighbours_of_an_input_that_is_tried_again_have_their_outcomes():
+    """Outcomes on both sides of it are accepted at once."""
+    cluster = started(5, read=5, retries=1)
+    cluster.run.size = 5
+    cluster.run.total = None  # so that one chunk has them all
+    lease = cluster.leases[0]
+    cluster.run.slots = 1
+    cluster.offer(lease)
+    chunk = lease.far[0]
+    for index in range(chunk.start, chunk.stop):
+        cluster.begin(lease)
+        cluster.end_input(lease, USER if index == 1 else None)
+    cluster.end_chunk(lease)
+    cluster.deliver(lease)
+    assert chunk.stop > 2
+    assert set(cluster.finals) == set(range(chunk.start, chunk.stop)) - {1}
+
+
+def test_cancelling_settles_what_waits_to_be_tried_again():
+    """Whether one input is cancelled, or the run."""
+    for index in (0, -1):
+        cluster = started(1, read=1, retries=2)
+        lease = cluster.leases[0]
+        cluster.offer(lease)
+        failing(cluster, lease)
+        cluster.cancel(index)
+        assert cluster.finals == {0: state.STOPPED}
+        cluster.again()
+        assert cluster.finals == {0: state.STOPPED}
+
+
+def test_an_input_with_a_timeout_travels_alone():
+    """A chunk is one input, and none is sent ahead of its time."""
+    cluster = started(10, single=True)
+    cluster.run.size, cluster.run.per = 8, 0.001
+    lease = cluster.leases[0]
+    cluster.offer(lease)
+    assert cluster.sends[-1].stop - cluster.sends[-1].start == 1
+    assert not cluster.offer(lease)
+
+
+def test_an_overdue_input_times_out_and_its_late_outcome_changes_nothing():
+    """The run does not wait for a function that does not stop."""
+    cluster = started(1, read=1, single=True)
+    lease = cluster.leases[0]
+    cluster.offer(lease)
+    cluster.begin(lease)
+    cluster.overdue(lease)
+    assert cluster.finals == {0: state.FAILED}
+    assert cluster.finished == ["finished"]
+    cluster.end_input(lease)
+    cluster.end_chunk(lease)
+    cluster.deliver(lease)
+    assert cluster.finals == {0: state.FAILED}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_generators_pause_until_somebody_takes_their_outputs(keep):
+    """What was spent is granted again, unless the run is full of outputs that nobody took."""
+    cluster = started(1, read=1, keep=keep, stream=True, keep_bytes=1000)
+    lease = cluster.leases[0]
+    cluster.offer(lease)
+    cluster.begin(lease)
+    lease.far[0].credit = 300
+    cluster.run.flights[lease.near[0]].nbytes = 300
+    spent = 0
+    while cluster.yields(lease, 100):
+        spent += 100
+        cluster.deliver(lease)
+    assert 1000 <= spent <= 1300
+    before = cluster.grants
+    cluster.feed(state.Handed(0, 600))
+    assert cluster.grants == before + 1
+    assert cluster.yields(lease, 100)

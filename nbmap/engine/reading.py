@@ -1,0 +1,271 @@
+"""Reads a run's inputs on threads of its own and pickles them, as far as it is allowed to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from queue import Empty as NothingThere
+from queue import SimpleQueue
+from typing import Any
+
+from .model import UNPICKLABLE, Failure, Pack
+from .pickling import are_plain, dump, join, near_only, pack_plain, safe_repr, shorten
+from .transport import EngineLoop
+
+READ_AT_ONCE = 5_000
+
+# Takes what was read and pickled, what the user's iterator raised, and whether that was all.
+Take = Callable[[list["Pack | Refused"], BaseException | None, bool], None]
+
+_END = object()  # what `next` returns at the end of the inputs
+_EMPTIES: tuple[Iterable[Any], ...] = ([], (), range(0), range(1 << 70), {}, set(), "", b"")
+_BUILTIN = {type(iter(empty)) for empty in _EMPTIES}
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The end of the inputs, with what their iterator raised."""
+
+    error: BaseException | None
+
+
+class FromAsync:
+    """Iterates an async iterable from a thread.
+
+    Args:
+        inputs: the async iterable.
+        loop: in which it is read, running in another thread; None for a loop of its own, which
+            runs on a thread, so that a collection never finds it in the middle of something.
+    """
+
+    def __init__(self, inputs: AsyncIterable[Any], loop: asyncio.AbstractEventLoop | None) -> None:
+        self._iterator = aiter(inputs)
+        self._loop = loop
+        self._own: asyncio.AbstractEventLoop | None = None
+
+    def __iter__(self) -> FromAsync:
+        return self
+
+    def __next__(self) -> Any:
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = self._own = asyncio.new_event_loop()
+            threading.Thread(target=_run_loop, args=(loop,), name="nbmap-loop", daemon=True).start()
+        if self._own is None and not loop.is_running():
+            msg = "the event loop in which the inputs are read has ended"
+            raise RuntimeError(msg)
+        try:
+            item = asyncio.run_coroutine_threadsafe(_next(self._iterator), loop).result()
+        except BaseException:
+            self.close()
+            raise
+        if item is _END:
+            self.close()
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """Close the async iterator, so that its `finally` runs, and the loop that is ours."""
+        loop, self._own = self._own, None
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                asyncio.run_coroutine_threadsafe(_shut(loop), loop)
+
+    def __del__(self) -> None:
+        """Close what was not read to its end; a loop that is not ours sees to its iterator."""
+        self.close()
+
+
+async def _next(iterator: AsyncIterator[Any]) -> Any:
+    return await anext(iterator, _END)
+
+
+async def _shut(loop: asyncio.AbstractEventLoop) -> None:
+    await loop.shutdown_asyncgens()
+    loop.stop()
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+@dataclass(slots=True)
+class Refused:
+    """An input that can't be pickled, with how it failed."""
+
+    item: Any
+    failure: Failure
+
+
+class Reader:
+    """Reads and pickles the inputs of one run.
+
+    Args:
+        engine: on whose thread what was read is handed on.
+        inputs: the inputs.
+        keep: whether what was not read may be asked for when the reader was stopped.
+    """
+
+    def __init__(self, engine: EngineLoop, inputs: Iterator[Any], *, keep: bool) -> None:
+        self._engine = engine
+        self._inputs = inputs
+        self._keep = keep
+        self._permit = threading.Condition()
+        self._allowed = 0
+        self._stopped = False
+        self._raw: SimpleQueue[Any] = SimpleQueue()  # read, not pickled yet
+
+    def start(self, take: Take) -> None:
+        """Begin to read; `take` gets the inputs in order, on the engine's thread.
+
+        Only the threads hold it, so that a reader does not keep alive who has it read.
+        """
+        threading.Thread(target=self._read, args=(take,), name="nbmap-reader", daemon=True).start()
+
+    def allow(self, upto: int) -> None:
+        """Have so many inputs read in all."""
+        with self._permit:
+            self._allowed = upto
+            self._permit.notify()
+
+    def stop(self) -> None:
+        """Have no more inputs read than are allowed now."""
+        with self._permit:
+            self._stopped = True
+            self._permit.notify()
+        self._raw.put(_End(None))  # the iterator may block for ever, the pickler not
+
+    def __del__(self) -> None:
+        """Drop what was not read on a thread of its own: user code may run when it is closed."""
+        inputs = self.__dict__.pop("_inputs", None)
+        if inputs is not None and type(inputs) not in {*_BUILTIN, FromAsync}:
+            with contextlib.suppress(RuntimeError):  # the process ends
+                threading.Thread(target=_close, args=([inputs],), daemon=True).start()
+
+    @property
+    def rest(self) -> Iterator[Any]:
+        """The inputs that `take` was never given; for a reader that was stopped and is at rest."""
+        return chain(self._left(), self._inputs)
+
+    def _left(self) -> Iterator[Any]:
+        """Yield what was still read after the pickler had been told of the end."""
+        while not self._raw.empty():
+            item = self._raw.get()
+            if not isinstance(item, _End):
+                yield item
+
+    # -- the reader's thread
+
+    def _read(self, take: Take) -> None:
+        """Read the inputs as far as they may be read, and have them pickled."""
+        if type(self._inputs) in _BUILTIN:
+            self._read_builtin(take)
+            return
+        # Next to the user's iterator, which may block at any item, another thread pickles what
+        # is there: an item must not wait for the one after it.
+        pickler = threading.Thread(
+            target=self._pickle_raw, args=(take,), name="nbmap-pickler", daemon=True
+        )
+        pickler.start()
+        read, allowed, error = 0, 0, None
+        try:
+            while True:
+                if read >= allowed:
+                    allowed = self._await_permit(read)
+                    if allowed < 0:  # whoever stopped told the pickler
+                        if not self._keep:
+                            inputs, self._inputs = self._inputs, iter(())
+                            _close([inputs])
+                        return
+                item = next(self._inputs, _END)
+                if item is _END:
+                    break
+                self._raw.put(item)
+                read += 1
+        except BaseException as raised:
+            error = raised
+        self._inputs = iter(())  # the user's iterators are not ours any more
+        self._raw.put(_End(error))
+
+    def _read_builtin(self, take: Take) -> None:
+        """Read a list, a range and the like: no code of the user's runs, so it is fast."""
+        read, error, ended = 0, None, False
+        while not ended:
+            allowed = self._await_permit(read)
+            if allowed < 0:
+                return
+            n = min(allowed - read, READ_AT_ONCE)
+            items: list[Any] = []
+            try:
+                items = list(islice(self._inputs, n))
+            except RuntimeError as raised:  # a dict or set that changed meanwhile
+                error = raised
+            read += len(items)
+            ended = len(items) < n
+            if ended:
+                self._inputs = iter(())
+            self._engine.call(take, list(pickle_inputs(items)), error, ended)
+
+    def _await_permit(self, read: int) -> int:
+        """Wait until more than `read` inputs may be read; return how many, -1 to stop."""
+        with self._permit:
+            while self._allowed <= read and not self._stopped:
+                self._permit.wait()
+            return -1 if self._stopped else self._allowed
+
+    # -- the pickler's thread
+
+    def _pickle_raw(self, take: Take) -> None:
+        """Pickle what was read, as much at once as is there."""
+        while True:
+            items = [self._raw.get()]
+            while len(items) < READ_AT_ONCE and not isinstance(items[-1], _End):
+                try:
+                    items.append(self._raw.get_nowait())
+                except NothingThere:
+                    break
+            end = items.pop() if isinstance(items[-1], _End) else None
+            error = end.error if end else None
+            segments = list(pickle_inputs(items))
+            del items
+            self._engine.call(take, segments, error, end is not None)
+            if end is not None:
+                return
+
+
+def _close(held: list[Any]) -> None:
+    """Close an iterator, of which this is the last reference."""
+    inputs = held.pop()
+    with contextlib.suppress(Exception):
+        if hasattr(inputs, "close"):
+            inputs.close()
+
+
+def pickle_inputs(items: list[Any]) -> Iterator[Pack | Refused]:
+    """Pickle inputs; `Refused` stands for each that can't be."""
+    if not items:
+        return
+    if are_plain(items):
+        yield pack_plain(items)
+        return
+    frames, near = [], near_only()
+    for item in items:
+        try:
+            frames.append(dump(item, near))
+        except BaseException as error:
+            if frames:
+                yield join(frames)
+                frames = []
+            text = f"the input can't be pickled: {shorten(str(error), 500)}"
+            kind = type(error).__name__
+            yield Refused(item, Failure(-1, UNPICKLABLE, kind, text, input=safe_repr(item)))
+    if frames:
+        yield join(frames)
