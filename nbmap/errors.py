@@ -46,7 +46,8 @@ class NbmapError(Exception):
     """The base of all errors of nbmap."""
 
 
-_HOME = f"{Path(__file__).parent}{os.sep}"
+_FILE = globals().get("__file__", "")  # in remote code this may be in no file
+_HOME = f"{Path(_FILE).parent}{os.sep}"
 
 
 def _in_a_notebook(error: BaseException) -> list[str]:

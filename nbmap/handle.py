@@ -434,6 +434,7 @@ class RemoteFunction:
             msg = f"{self.__name__}.map needs at least one iterable of inputs"
             raise misuse(msg)
         iterators = [self._iterator("map", item, soon=_soon) for item in iterables]
+        in_loop = _soon and any(isinstance(iterator, FromAsync) for iterator in iterators)
         total = _least_length(iterables)
         inputs = iterators[0] if len(iterators) == 1 else zip(*iterators, strict=False)
         return self._run(
@@ -447,6 +448,7 @@ class RemoteFunction:
             max_failures=max_failures,
             keep=keep,
             soon=_soon,
+            in_loop=in_loop,
         )
 
     def _starmap(
@@ -492,9 +494,10 @@ class RemoteFunction:
                 f"{1 + len(more)}; {name}.map takes one iterable per argument"
             )
             raise misuse(msg)
+        inputs = self._iterator("starmap", iterable, soon=_soon)
         return self._run(
             SPREAD,
-            self._iterator("starmap", iterable, soon=_soon),
+            inputs,
             {} if kwargs is None else kwargs,
             total=_least_length([iterable]),
             order_outputs=order_outputs,
@@ -503,6 +506,7 @@ class RemoteFunction:
             max_failures=max_failures,
             keep=keep,
             soon=_soon,
+            in_loop=_soon and isinstance(inputs, FromAsync),
         )
 
     def _for_each(
@@ -574,6 +578,7 @@ class RemoteFunction:
         max_failures: int | str | None,
         keep: bool | None,
         soon: bool,
+        in_loop: bool,
     ) -> Run:
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
             msg = (
@@ -608,6 +613,7 @@ class RemoteFunction:
             too_many=stop_at.exceeded if stop_at else None,
             soon=soon,
         )
+        driver.loop = _running_loop() if in_loop else None
         run = Run(
             driver,
             ordered=not self._stream and (order_outputs is None or bool(order_outputs)),

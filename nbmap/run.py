@@ -128,6 +128,7 @@ class Run:
     # -- taking outputs
 
     def __iter__(self) -> Iterator[Any]:
+        self._must_not_block()
         self._begin_to_iterate()
         return self._closing(self._each(self._batches(_Cursor())))
 
@@ -220,6 +221,7 @@ class Run:
             Exception: what an input raised, when it comes to its turn, unless the run was made
                 with `return_exceptions=True`.
         """
+        self._must_not_block()
         self._begin_to_iterate()
         return self._closing(self._each(self._arriving(_Cursor())))
 
@@ -289,6 +291,7 @@ class Run:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = self._position(index)
+        self._must_not_block()
         with self._waiting():
             value = self._driver.outcomes.get(index)
         if value is EMPTY:
@@ -506,6 +509,7 @@ class Run:
         Returns:
             Whether the run has ended. Failures do not raise here.
         """
+        self._must_not_block()
         with self._waiting():
             over = self._driver.outcomes.wait(timeout)
         if over:
@@ -614,6 +618,22 @@ class Run:
             msg = f"input {index} does not exist: the run has {total} inputs"
             raise IndexError(msg)
         return int(index)
+
+    def _must_not_block(self) -> None:
+        """Refuse to block the very loop that has to read the inputs."""
+        loop = self._driver.loop
+        if loop is None or self._driver.over:
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if running is loop:
+            msg = (
+                "this would wait for ever: the run's inputs are read in this event loop, which it "
+                "would block. Use `await run` or `async for output in run`"
+            )
+            raise RunError(msg)
 
     def _must_keep(self, what: str) -> None:
         if not self._driver.keep:

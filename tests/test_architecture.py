@@ -59,7 +59,7 @@ HOMES = {
     "cryptography": ["cluster"],
 }
 
-FAR = ["worker", "engine.model", "engine.pickling", "cluster.relay", "cluster.far"]
+FAR = ["worker", "errors", "engine.model", "engine.pickling", "cluster.relay", "cluster.far"]
 PURE = {
     "engine.state": ["__future__", "bisect", "collections", "dataclasses", "math", "typing"],
     "engine.model": ["__future__", "dataclasses", "typing"],

@@ -28,6 +28,7 @@ logger = logging.getLogger("nbmap")
 
 REFRESH = 1.0  # seconds after which slots of a cluster that is not ours are counted again
 EOF = 1.0  # seconds in which the stream to a worker that has died ends by itself
+FAILED = 5  # leases in a row that fail to start before the runs end
 REASON = 1.0  # seconds to wait for our own cluster to tell how a worker died
 
 
@@ -78,6 +79,7 @@ class DaskTransport(Transport):
         self._at: dict[str, Place] = {}  # lease -> where it said that it runs
         self._counted = 0.0
         self._counting = False
+        self._failed = 0  # leases in a row that did not start
         self._threads: dict[str, int] = {} if own else dict(client.nthreads())
         client.subscribe_topic(self.topic, self._on_event)
 
@@ -120,9 +122,7 @@ class DaskTransport(Transport):
                 **options,
             )
             self._futures[held.name] = future
-            future.add_done_callback(
-                lambda done, held=held: self.engine.call(self._task_ended, held, done.status)
-            )
+            future.add_done_callback(lambda done, held=held: self._task_done(held, done))
 
     def _places(self, n: int) -> list[str]:
         """Choose the workers for `n` more leases; fewer where a worker is being restarted."""
@@ -179,6 +179,7 @@ class DaskTransport(Transport):
         if self.leases.get(held.name) is not held or self._at.get(held.name) != place:
             link.abort()  # it is gone, or runs elsewhere
             return
+        self._failed = 0
         self.opened(held, link)
         await link.read()
 
@@ -198,8 +199,24 @@ class DaskTransport(Transport):
 
     # -- losing
 
-    def _task_ended(self, held: Held, status: str) -> None:
-        """Hear from Dask that a lease's task is over."""
+    def _task_done(self, held: Held, done: Any) -> None:
+        """Hear from Dask that a lease's task is over; on the client's thread for callbacks."""
+        error = ""
+        if done.status == "error":
+            try:
+                error = repr(done.exception(timeout=5))
+            except Exception as unknown:
+                error = repr(unknown)
+        self.engine.call(self._task_ended, held, done.status, error)
+
+    def _task_ended(self, held: Held, status: str, error: str) -> None:
+        if error and held.link is None:
+            self._failed += 1
+            logger.warning("a lease failed to start: %s", error)
+            if self._failed > FAILED:  # as it would go on for ever, in silence
+                msg = f"nbmap's part does not start on the workers of {self.describe()}: {error}"
+                self.fail(ClusterError(msg))
+                self._failed = 0
         self._futures.pop(held.name, None)
         if self.leases.get(held.name) is not held:
             return

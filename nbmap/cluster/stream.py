@@ -38,6 +38,7 @@ CARRIERS = ("auto", "direct", "relay")
 # What the far side is made of, in the order of its imports.
 FAR = (
     "nbmap",
+    "nbmap.errors",
     "nbmap.engine",
     "nbmap.engine.model",
     "nbmap.engine.pickling",

@@ -140,6 +140,7 @@ class Driver:
         self.error: BaseException | None = None  # what ended the run, or its input iterator
         self.broken: BaseException | None = None
         self.owner: object = None  # the handle, kept alive with the run
+        self.loop: object = None  # the caller's event loop, where inputs are read in it
         self.sent: object = None  # the handles that its function refers to, likewise
         self.front: object = None  # what the user has of it, kept alive until the run has ended
         self.on_print: Callable[[int, str, str], None] | None = None  # on the engine's thread
@@ -169,6 +170,7 @@ class Driver:
         if isinstance(self.outcomes, Streams):
             self.takeovers = self.outcomes.takeovers
         self.ledger: list[tuple[int, int, str, float]] = []  # input, how many, worker, seconds
+        self._given_up: set[int] = set()  # chunks whose functions did not stop when asked
         self._spoiled: dict[int, Failure] = {}  # generators of which an output can't be loaded
         self._reader = Reader(transport.engine, inputs, keep=keep)
         self._before: Driver | None = None  # the run whose outcomes this one takes over
@@ -370,9 +372,9 @@ class Driver:
         extra = self._state.extra
         return [[i, 1 + extra[i]] for i in range(start, stop) if i in extra] if extra else []
 
-    def has(self, chunk: int) -> bool:
-        """Tell whether outcomes of a chunk are still awaited."""
-        return not self.over and chunk in self._state.flights
+    def gave_up(self, chunk: int) -> bool:
+        """Tell whether nobody waits for a chunk any more, though it has not ended."""
+        return chunk in self._given_up
 
     def receive(self, message: Message, worker: str) -> None:
         """Take what a lease sent about one of the run's chunks, in order."""
@@ -543,6 +545,7 @@ class Driver:
         if left > 0:
             self.transport.engine.loop.call_later(left, self._watch, chunk, index, began)
             return
+        self._given_up.add(chunk)
         self._apply(self._state.handle(state.Overdue(chunk, index)))
         if not self.over:
             self.transport.wake()
@@ -713,7 +716,9 @@ class Driver:
             self.transport.engine.loop.call_later(self.rules.grace, self._grace_over)
 
     def _grace_over(self) -> None:
-        self._apply(self._state.handle(state.GraceOver()))
+        if not self.over:
+            self._given_up.update(self._state.flights)
+            self._apply(self._state.handle(state.GraceOver()))
 
     def set_keep_bytes(self, nbytes: int) -> None:
         """Change how many bytes of outputs may wait to be handed out."""
@@ -805,6 +810,8 @@ class Driver:
                 f"paused: {megabytes} MB of outputs wait to be taken; iterate, "
                 "use keep=False, or raise run.keep_bytes"
             )
+        if self._state.full:
+            return "paused until the outputs that are there are taken"
         if self.transport.trouble:
             return self.transport.trouble
         since = self.transport.waiting_since

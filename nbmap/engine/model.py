@@ -371,12 +371,14 @@ class Ask(Message):
 class Aside(Message):
     """The input of a chunk gives its place up while it waits, or with `waits` False wants it back.
 
-    It waits for a run of its own, or for the consumer of its outputs.
+    It waits for a run of its own, or for the consumer of its outputs. With `now` it has waited as
+    long as it wanted to, and goes on whether or not there is a place.
     """
 
     tag: ClassVar[str] = "aside"
     chunk: int
     waits: bool
+    now: bool = False
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import chain, islice
 from queue import Empty as NothingThere
@@ -21,6 +22,7 @@ READ_AT_ONCE = 5_000
 # Takes what was read and pickled, what the user's iterator raised, and whether that was all.
 Take = Callable[[list["Pack | Refused"], BaseException | None, bool], None]
 
+_ENDED = "the event loop in which the inputs are read has ended"
 _END = object()  # what `next` returns at the end of the inputs
 _EMPTIES: tuple[Iterable[Any], ...] = ([], (), range(0), range(1 << 70), {}, set(), "", b"")
 _BUILTIN = {type(iter(empty)) for empty in _EMPTIES}
@@ -56,12 +58,14 @@ class FromAsync:
             loop = self._loop = self._own = asyncio.new_event_loop()
             threading.Thread(target=_run_loop, args=(loop,), name="nbmap-loop", daemon=True).start()
         if self._own is None and not loop.is_running():
-            msg = "the event loop in which the inputs are read has ended"
-            raise RuntimeError(msg)
+            raise RuntimeError(_ENDED)
         try:
             item = asyncio.run_coroutine_threadsafe(_next(self._iterator), loop).result()
-        except BaseException:
+        except BaseException as error:
+            ours = self._own is not None
             self.close()
+            if not ours and isinstance(error, CancelledError):
+                raise RuntimeError(_ENDED) from None
             raise
         if item is _END:
             self.close()

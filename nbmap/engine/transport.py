@@ -122,8 +122,8 @@ class Job(Protocol):
     def offer(self, lease: str, chunk: int, slots: int, *, ahead: bool, alone: bool) -> Work | None:
         """Return a chunk for a lease that has room, or None."""
 
-    def has(self, chunk: int) -> bool:
-        """Tell whether outcomes of a chunk are still awaited."""
+    def gave_up(self, chunk: int) -> bool:
+        """Tell whether nobody waits for a chunk any more, though it has not ended."""
 
     def receive(self, message: Message, worker: str) -> None:
         """Take what a lease sent about one of the run's chunks."""
@@ -177,7 +177,7 @@ class Held:
     known: set[str] = field(default_factory=set)
     owed: int = 0
     idle_since: float = 0.0
-    freed: bool = False  # its input does not count for its handle's limit
+    freed: int = 0  # the chunk whose input does not count for its handle's limit
     still_since: float | None = None  # its input waits for something else
     still: float = 0.0  # seconds that the input of its last chunk has waited so
 
@@ -203,7 +203,6 @@ class Transport(ABC):
         self.trouble = ""  # a sentence about what keeps leases from being used
         self.waiting_since: float | None = None  # that inputs wait and there is no lease
         self.returning: list[tuple[Held, int]] = []  # with chunks whose inputs would go on
-        self._room = 1  # leases that may work, as of the last look
         self._ticking = False
 
     # -- what a subclass has to do
@@ -253,6 +252,21 @@ class Transport(ABC):
 
     def ensure(self) -> None:
         """Ask for leases while runs want more than there are."""
+        have = sum(
+            held.state in WORKING and not self._is_deaf(held) for held in self.leases.values()
+        )
+        room, wanted = self._room()
+        if room > have:
+            self.ask(room - have)
+        there = {"open", "paused", "aside", "last"}
+        idle = not any(lease.state in there for lease in self.leases.values())
+        if wanted and idle:
+            self.waiting_since = self.waiting_since or _clock()
+        else:
+            self.waiting_since = None
+
+    def _room(self) -> tuple[int, int]:
+        """Return how many leases may work now, and how many are wanted."""
         wanted: dict[Hashable, int] = {}
         limits: dict[Hashable, int | None] = {}
         for job in self.jobs:
@@ -260,28 +274,12 @@ class Transport(ABC):
             limits[job.handle] = job.limit
         limited = sum(min(n, limits[h] or 0) for h, n in wanted.items() if limits[h])
         unlimited = sum(min(n, self.slots()) for h, n in wanted.items() if not limits[h])
-        have = sum(
-            held.state in WORKING and not self._is_deaf(held) for held in self.leases.values()
-        )
-        self._room = self.capacity(limited, unlimited)
-        missing = self._room - have
-        if missing > 0:
-            self.ask(missing)
-        idle = not any(lease.state == "open" for lease in self.leases.values())
-        if limited + unlimited and idle:
-            self.waiting_since = self.waiting_since or _clock()
-        else:
-            self.waiting_since = None
+        return self.capacity(limited, unlimited), limited + unlimited
 
     def _is_deaf(self, held: Held) -> bool:
         """Tell whether a lease is taken by a function that nobody waits for any more."""
-        if not held.chunks:
-            return False
-        routes = [self.routes.get(chunk) for chunk in held.chunks]
-        return not any(
-            route is not None and route[1].has(chunk)
-            for chunk, route in zip(held.chunks, routes, strict=True)
-        )
+        routes = [(chunk, self.routes.get(chunk)) for chunk in held.chunks]
+        return any(route is not None and route[1].gave_up(chunk) for chunk, route in routes)
 
     # -- turns
 
@@ -300,18 +298,26 @@ class Transport(ABC):
                 and held.process not in self.reserved
             ]
             while room:
+                if depth == 0 and self._are_taken():
+                    break
                 room.sort(key=lambda held: busy[held.process])
                 held = room.pop(0)
                 if not self._give(held):
                     continue
                 busy[held.process] += depth == 0
 
+    def _are_taken(self) -> bool:
+        """Tell whether inputs that went on, beside the leases that replace theirs, fill all places."""
+        if not any(held.state == "last" for held in self.leases.values()):
+            return False
+        return self._busy() >= max(1, self._room()[0])
+
     def _may(self, job: Job, held: Held) -> bool:
         using = self.using[job.handle]
         others = len(using) - (using[held.name] > 0)
         for other, chunk in self.returning:  # whose inputs have been waiting for longer
             route = self.routes.get(chunk)
-            others += other.freed and route is not None and route[1].handle == job.handle
+            others += other.freed == chunk and route is not None and route[1].handle == job.handle
         return others < self.limit(job)
 
     # -- standing aside
@@ -322,7 +328,9 @@ class Transport(ABC):
         if route is None:
             return
         pending = (held, message.chunk) in self.returning
-        if not message.waits:
+        if message.now:
+            self._resume(held, message.chunk, route[1])
+        elif not message.waits:
             self.returning.append((held, message.chunk))
         elif pending and held.link is not None:
             # Another thread of the input waits now: the first may go on, the place stays free.
@@ -332,7 +340,7 @@ class Transport(ABC):
             held.state = "aside"
             held.still_since = _clock()
             if not held.freed:
-                held.freed = True
+                held.freed = message.chunk
                 self._uncount(held, route[1])
         self.wake()
 
@@ -345,27 +353,26 @@ class Transport(ABC):
                 self.returning.remove((held, chunk))
                 continue
             job = route[1]
-            working = {"open", "paused", "last"}
-            busy = sum(
-                h.state in working and bool(h.chunks) and not self._is_deaf(h)
-                for h in self.leases.values()
-            )
-            if busy >= max(1, self._room, self.slots()):
+            if self._busy() >= max(1, self._room()[0], self.slots()):
                 crowded = True
                 continue
-            if held.freed:
-                using = self.using.setdefault(job.handle, Counter())
-                if len(using) >= self.limit(job):
-                    continue
-                using[held.name] += 1
-                held.freed = False
+            if held.freed and len(self.using.get(job.handle, ())) >= self.limit(job):
+                continue
             self.returning.remove((held, chunk))
-            if held.still_since is not None:
-                held.still += _clock() - held.still_since
-                held.still_since = None
-            held.state = "last"
+            self._resume(held, chunk, job)
             held.link.send(Resume(chunk))
         return crowded
+
+    def _resume(self, held: Held, chunk: int, job: Job) -> None:
+        """Count an input that goes on."""
+        if held.freed == chunk:
+            self.using.setdefault(job.handle, Counter())[held.name] += 1
+            held.freed = 0
+        if held.still_since is not None:
+            held.still += _clock() - held.still_since
+            held.still_since = None
+        if held.state == "aside":
+            held.state = "last"
 
     def still(self, lease: str) -> float:
         """Return the seconds that the input of a lease's chunk has waited for something else."""
@@ -373,6 +380,15 @@ class Transport(ABC):
         if held is None:
             return 0.0
         return held.still + (0.0 if held.still_since is None else _clock() - held.still_since)
+
+    def _busy(self) -> int:
+        """Return how many leases work, without those that nobody waits for."""
+        return sum(
+            held.state in {"open", "paused", "last"}
+            and bool(held.chunks)
+            and not self._is_deaf(held)
+            for held in self.leases.values()
+        )
 
     def answer(self, chunk: int, message: Message) -> bool:
         """Send something to the lease that has a chunk; return whether there is one."""
@@ -450,8 +466,8 @@ class Transport(ABC):
         held, job = route
         if chunk in held.chunks:
             held.chunks.remove(chunk)
-        if held.freed:
-            held.freed = False
+        if held.freed == chunk:
+            held.freed = 0
         else:
             self._uncount(held, job)
         if not self.using.get(job.handle) and all(j.handle != job.handle for j in self.jobs):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -87,6 +87,13 @@ class Coroutines:
             with suppress(RuntimeError):  # the loop is being closed
                 task.get_loop().call_soon_threadsafe(tell)
             return True
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function on the thread that runs the coroutine, soon; from any thread."""
+        with self._lock:
+            if self._task is not None:
+                with suppress(RuntimeError):
+                    self._task.get_loop().call_soon_threadsafe(function)
 
     def close(self) -> None:
         """Close the loop; on the thread that ran it."""

@@ -19,6 +19,12 @@ from ..engine.pickling import load
 LOOK = 0.1  # seconds after which who waits looks whether he is to stop
 
 
+class Waiting:
+    """One time that an input waits; `in_vain` if nothing came in the time that it had."""
+
+    in_vain = False
+
+
 class Place(Protocol):
     """The place of an input: its lease."""
 
@@ -26,7 +32,7 @@ class Place(Protocol):
     def stopping(self) -> bool:
         """Whether the input was asked to stop."""
 
-    def aside(self) -> AbstractContextManager[None]:
+    def aside(self) -> AbstractContextManager[Waiting]:
         """Give the place up meanwhile."""
 
     def apart(self) -> AbstractContextManager[None]:
@@ -75,8 +81,10 @@ class Nested:
         items = self._items[number]
         with self._place.apart():
             if len(items) <= position and timeout != 0:
-                with self._place.aside():
+                with self._place.aside() as waiting:
                     self._wait(items, position, timeout)
+                    # What it waits for may hold the place that it would have to wait for then.
+                    waiting.in_vain = len(items) <= position
         if len(items) <= position:
             msg = f"nothing came within {timeout:g} s"
             raise TimeoutError(msg)

@@ -73,7 +73,7 @@ from ..engine.model import (
 from ..engine.pickling import dump, join, load, load_or_error, pack_plain, parts, unpack
 from . import attempt, capture, standin
 from .coroutines import Coroutines
-from .nested import Nested
+from .nested import Nested, Waiting
 
 FLUSH = 0.004  # seconds that an outcome may wait for others
 FLUSH_BYTES = 256 << 10
@@ -234,6 +234,7 @@ class Lease:
         self._asides = 0  # how many of its threads wait
         self._still = False  # its own time does not go on
         self._still_since = 0.0
+        self._parted = False  # an input of it stood aside, so it runs no other chunk
         self._left = False  # its place was given to another task, once for all
         self._resumed = threading.Event()
         self.nested = Nested(self)
@@ -260,6 +261,8 @@ class Lease:
         """Take one message of the near side; never blocks."""
         if isinstance(message, Work):
             self._inbox.put(message)
+            if self._parted:  # it was sent when that was not known: another lease has the place
+                self._hand_back_waiting()
         elif isinstance(message, Load):
             self.process.store(self, message)
         elif isinstance(message, Credit):
@@ -492,8 +495,9 @@ class Lease:
             return self._room.wait_for(ready, seconds)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self) -> Iterator[Waiting]:
         """Give up the place of the running input while it waits for something."""
+        waiting = Waiting()
         current = self._current
         assert current is not None
         with self._gate:
@@ -502,14 +506,16 @@ class Lease:
             if not self._still:
                 self._still, self._still_since = True, _clock()
         if first:
+            self._parted = True
             self._hand_back_rest()
             self._hand_back_waiting()
             self._send(Aside(current[0].chunk, waits=True))
-            if threading.get_ident() == self._thread and not self._left:
-                self._left = True
-                self.process.host.aside()
+            if threading.get_ident() == self._thread:
+                self._leave_place()
+            else:  # a coroutine waits, in a thread beside its loop
+                self._coroutines.call(self._leave_place)
         try:
-            yield
+            yield waiting
         finally:
             with self._gate:
                 self._asides -= 1
@@ -517,12 +523,19 @@ class Lease:
             if last:
                 self._resumed.clear()
                 if not self._asked:
-                    self._send(Aside(current[0].chunk, waits=False))
-                    self._resumed.wait()
+                    self._send(Aside(current[0].chunk, waits=False, now=waiting.in_vain))
+                    if not waiting.in_vain:
+                        self._resumed.wait()
             with self._gate:
                 if not self._asides and self._still:  # a timeout is for the function's own time
                     self._still = False
                     self._at_since += _clock() - self._still_since
+
+    def _leave_place(self) -> None:
+        """Let Dask start another task in this one's place; on the lease's thread."""
+        if not self._left:
+            self._left = True
+            self.process.host.aside()
 
     def ask(self, request: Any) -> int:
         """Have the near side make a run for the running input; return the request's number."""

@@ -16,9 +16,11 @@ import contextvars
 import hashlib
 import importlib.util
 import inspect
+import logging
 import pickle
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ def _place() -> Any:
         new: Any = ModuleType(_PLACE)
         new.current = contextvars.ContextVar("nbmap_current", default=None)
         new.index = contextvars.ContextVar("nbmap_index", default=None)
+        new.making = threading.local()  # .versions: of the loaders that are being looked at
         new.lock = threading.RLock()
         new.loaded = {}
         place = sys.modules.setdefault(_PLACE, new)
@@ -113,12 +116,21 @@ def install() -> None:
     """Let remote code `import nbmap` in a process that does not have it."""
     if "nbmap" in sys.modules or importlib.util.find_spec("nbmap") is not None:
         return
+    from .. import errors
+
     here = sys.modules[__name__]
     module: Any = ModuleType("nbmap", "The names of nbmap that remote code may use.")
+    module.__path__ = []
     module.__getattr__ = _missing
     for name in ("current_input", "per_worker"):
         setattr(module, name, getattr(here, name))
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and value.__module__ == errors.__name__:
+            value.__module__ = "nbmap.errors"  # by which the notebook knows it
+            setattr(module, name, value)
+    module.errors = errors
     sys.modules.setdefault("nbmap", module)
+    sys.modules.setdefault("nbmap.errors", errors)
 
 
 def _missing(name: str) -> Any:
@@ -372,25 +384,31 @@ class _Slot:
             generator, self.generator = self.generator, None
             self.value, self.loaded = None, False
             if generator is not None:
-                with suppress(StopIteration):
-                    next(generator)
+                try:
+                    next(generator, None)
+                except Exception:  # no fault of the input that happens to be there
+                    logging.getLogger("nbmap").exception("a per_worker object's end failed")
 
 
 class _Kept:
-    """What one loader has loaded, by its arguments."""
+    """What one loader has loaded, by version and arguments; `made` is the newest version's time."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.version = ""
-        self.slots: dict[Any, _Slot] = {}
+        self.made = 0
+        self.versions: dict[str, dict[Any, _Slot]] = {}
 
 
 class PerWorker:
     """A loader whose objects are kept by the worker's process; made by `per_worker`."""
 
-    def __init__(self, function: Callable[..., Any], version: str = "") -> None:
+    def __init__(
+        self, function: Callable[..., Any], told: tuple[Any, str] | None = None, made: int = 0
+    ) -> None:
         self.function = function
-        self._version = version
+        self._told = told  # name and version, of one that was sent here
+        self._mine: tuple[Any, str] | None = None  # of one that is used where it was made
+        self._made = made or time.time_ns()
         self.__name__ = getattr(function, "__name__", "loader")
         self.__doc__ = getattr(function, "__doc__", None)
         self.__wrapped__ = function
@@ -400,27 +418,33 @@ class PerWorker:
 
     def __reduce__(self) -> Any:
         """Pickle with the version as of now: what the loader refers to is a part of it."""
-        return PerWorker, (self.function, _version_of(self.function))
+        told = self._told or _name_and_version(self)
+        if getattr(_place().making, "versions", None) is not None:  # only to tell versions apart
+            return str, (told[1],)
+        # As a state, which may refer to this again: a loader may call itself.
+        state = {"function": self.function, "__wrapped__": self.function, "__name__": self.__name__}
+        return PerWorker, (_nothing, told, self._made), state
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the object for these arguments; the first call in a process loads it."""
-        if not self._version:
-            self._version = _version_of(self.function)
-        return self._slot(args, kwargs).load(self.function, args, kwargs)
+        self._mine = self._mine or self._told or _name_and_version(self)
+        return self._slot(*self._mine, args, kwargs).load(self.function, args, kwargs)
 
-    def _slot(self, args: Any, kwargs: Any) -> _Slot:
-        name = (getattr(self.function, "__module__", ""), self.function.__qualname__)
+    def _slot(self, name: Any, version: str, args: Any, kwargs: Any) -> _Slot:
         key = _key(args, kwargs)
         place = _place()
         with place.lock:
             kept = place.loaded.setdefault(name, _Kept())
         with kept.lock:  # not the place's: a loader may call another one
-            if kept.version != self._version:
-                for old in kept.slots.values():  # first: there may be room for one of them only
-                    old.drop()
-                kept.version, kept.slots = self._version, {}
-            slot: _Slot = kept.slots.setdefault(key, _Slot())
-        return slot
+            if version not in kept.versions:
+                if self._made > kept.made:  # an older one, of a run that goes on, drops nothing
+                    kept.made = self._made
+                    old, kept.versions = kept.versions, {}
+                    for slot in [slot for slots in old.values() for slot in slots.values()]:
+                        slot.drop()  # first: there may be room for one of them only
+                kept.versions[version] = {}
+            slots: dict[Any, _Slot] = kept.versions[version]
+            return slots.setdefault(key, _Slot())
 
 
 def _key(args: Any, kwargs: Any) -> Any:
@@ -432,10 +456,44 @@ def _key(args: Any, kwargs: Any) -> Any:
     return key
 
 
-def _version_of(function: Callable[..., Any]) -> str:
+def _nothing() -> None:
+    """Stand for a loader's function until it is there."""
+
+
+def _name_and_version(loader: PerWorker) -> tuple[Any, str]:
+    """Return what all versions of a loader have in common, and what tells this one from others.
+
+    Loaders that a function makes have one name, and differ in what they enclose.
+    """
+    versions = getattr(_place().making, "versions", None)
+    outermost = versions is None
+    if versions is None:
+        versions = _place().making.versions = {}
+    try:
+        if id(loader) not in versions:  # or another one, or it itself, refers to it
+            versions[id(loader)] = ""
+            versions[id(loader)] = _digest(loader.function)
+        function: Any = loader.function
+        cells = getattr(function, "__closure__", None) if outermost else None
+        enclosed = _digest([_content(cell) for cell in cells or ()])
+        name = (getattr(function, "__module__", ""), function.__qualname__, enclosed)
+        return name, versions[id(loader)]
+    finally:
+        if outermost:
+            _place().making.versions = None
+
+
+def _digest(value: Any) -> str:
     import cloudpickle  # where it is not needed this file is only a few classes
 
-    return hashlib.blake2b(cloudpickle.dumps(function), digest_size=12).hexdigest()
+    return hashlib.blake2b(cloudpickle.dumps(value), digest_size=12).hexdigest()
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
 
 
 def per_worker(function: Callable[..., Any]) -> PerWorker:
@@ -478,6 +536,6 @@ def tear_down() -> None:
     with place.lock:
         loaded, place.loaded = dict(place.loaded), {}
     for kept in loaded.values():
-        for slot in kept.slots.values():
-            with suppress(Exception):
+        for slots in kept.versions.values():
+            for slot in slots.values():
                 slot.drop()

@@ -22,12 +22,9 @@ def started(folder):
     return [line.split() for line in recorded(folder)]
 
 
-@pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("way", ["map", "remote_gen"])
-def test_f7_a_worker_killed_in_the_middle_of_a_generator(own, tmp_path, keep, way):
+@pytest.mark.parametrize(("way", "keep"), [("map", True), ("map", False), ("remote_gen", False)])
+def test_f7_a_worker_killed_in_the_middle_of_a_generator(own, tmp_path, way, keep):
     """Killed after output 3 of 10 was had: ten outputs, no gap, no repeat, started twice."""
-    if way == "remote_gen" and keep:
-        return  # it keeps nothing
 
     @nbmap.remote
     def work(x):
@@ -164,12 +161,12 @@ def test_f17_memory_is_flat_while_a_consumer_is_slow(own, tmp_path, kind):
     stalled(run, tmp_path)
     first, most = resident(pids), 0
     for _ in range(6):
-        take(60_000 if small else 60)
+        take(30_000 if small else 40)
         most = max(most, resident(pids))
     stalled(run, tmp_path)
     most = max(most, resident(pids))
     # Ten times as much as is under way went through; without a bound all of it would be there.
-    # Measured: 0 and 5 MB more after 360 000 items, and after 720 MB of arrays; 245 and 410 MB in all
+    # Measured: 0 and 5 MB more after 180 000 items, and after 480 MB of arrays; 245 and 410 MB in all
     # three processes. 64 MB are what may wait, and each lease has its share to go on with.
     assert most - first < 80 * MEGABYTE, (most - first) / MEGABYTE
     assert first < 800 * MEGABYTE, first / MEGABYTE
@@ -177,7 +174,7 @@ def test_f17_memory_is_flat_while_a_consumer_is_slow(own, tmp_path, kind):
     assert run.wait(60)
 
 
-def use_another_while_generators_are_paused(cluster="local", *, inputs=(0, 1, 2), same=False):
+def use_another_while_generators_are_paused(cluster="local", *, inputs=(0, 1), same=False):
     """Iterate slowly, calling another handle in between; return how many outputs came of each."""
     one = nbmap.remote(lambda x: -x, cluster=cluster)
     got = dict.fromkeys(inputs, 0)
@@ -193,7 +190,7 @@ def use_another_while_generators_are_paused(cluster="local", *, inputs=(0, 1, 2)
         assert i == got[x]
         assert len(data) == 2 * MEGABYTE
         got[x] += 1
-        if n in {0, 40}:
+        if n == 5:
             time.sleep(1)  # so that they are paused, if anything pauses them
             assert one(n) == -n
             assert list(one.map(range(3))) == [0, -1, -2]
@@ -203,21 +200,21 @@ def use_another_while_generators_are_paused(cluster="local", *, inputs=(0, 1, 2)
 
 def test_f17_a_consumer_that_calls_another_handle_on_our_own_cluster(own):
     """While the generators are paused, others have their slots: nothing waits for ever."""
-    assert use_another_while_generators_are_paused() == dict.fromkeys(range(3), 60)
+    assert use_another_while_generators_are_paused() == dict.fromkeys(range(2), 60)
 
 
 def test_f17_a_consumer_that_calls_another_handle_on_one_slot(existing):
     """On a cluster with one thread too."""
     cluster = existing(workers=1, threads=1)
     got = use_another_while_generators_are_paused(cluster)
-    assert got == dict.fromkeys(range(3), 60)
+    assert got == dict.fromkeys(range(2), 60)
 
 
 def test_f17_a_consumer_that_iterates_the_same_handle_again(existing):
     """Paused generators of a handle without a limit hold up no other run of it."""
     cluster = existing(workers=1, threads=1)
     got = use_another_while_generators_are_paused(cluster, same=True)
-    assert got == dict.fromkeys(range(3), 60)
+    assert got == dict.fromkeys(range(2), 60)
 
 
 def test_f17_a_run_that_nobody_iterates_leaves_its_slot_to_others(existing, tmp_path):
@@ -245,14 +242,16 @@ def test_f17_cancelling_paused_generators_gives_everything_back(own, tmp_path):
     @nbmap.remote
     def endless(x):
         try:
+            record(tmp_path, x)
+            wait_until(lambda: len(recorded(tmp_path)) > 1)  # one alone could fill the run
             while True:
                 yield bytes(MEGABYTE)
-                record(tmp_path, x)
+                (tmp_path / f"yielded-{x}").touch()
         finally:
             (tmp_path / f"tidied-{x}").touch()
 
     run = endless.map(range(8), keep=False)
-    wait_until(lambda: len(set(recorded(tmp_path))) > 1)
+    wait_until(lambda: len(list(tmp_path.glob("yielded-*"))) > 1)
     time.sleep(0.5)
     run.cancel()
     assert run.wait(60)
@@ -264,7 +263,9 @@ def test_f17_cancelling_paused_generators_gives_everything_back(own, tmp_path):
     @nbmap.remote
     def meet(x):
         (barrier / f"{os.getpid()}-{threading.get_ident()}").touch()
-        wait_until(lambda: len(list(barrier.iterdir())) >= 2)
-        return os.getpid()
+        wait_until(lambda: len(list(barrier.iterdir())) >= 2, 15)
+        return os.getpid(), threading.get_ident()
 
-    assert len(set(meet.map(range(4)))) == 2
+    outputs = meet.map(range(4)).results(errors="keep")
+    assert len(set(outputs)) == 2, outputs  # as many as before
+    assert len({pid for pid, _ in outputs}) == 2  # and spread over the processes

@@ -797,7 +797,7 @@ def test_s13_the_loop_of_the_inputs_ends_before_they_do(transport):
 
     run, got = asyncio.run(main()), []
     assert run.wait(30)
-    with pytest.raises((RuntimeError, asyncio.CancelledError, nbmap.NbmapError)):
+    with pytest.raises(RuntimeError, match="loop"):
         got.extend(run)
     assert got == list(range(len(got)))
     assert got

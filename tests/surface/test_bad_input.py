@@ -18,7 +18,12 @@ def work(x):
 def dask_client():
     """A real Dask client that is not the current one."""
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=0,
+            processes=False,
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client

@@ -267,10 +267,9 @@ def test_s14_a_failing_call_is_named_as_it_was_written(transport):
     def work(*args, **kwargs):
         raise LookupError("ohno")
 
-    for error in (
-        work.spawn(1, "b", k=3).exception(),
-        pytest.raises(LookupError, work, 1, "b", k=3).value,
-    ):
+    with pytest.raises(LookupError) as caught:
+        work(1, "b", k=3)
+    for error in (caught.value, work.spawn(1, "b", k=3).exception()):
         notes = " ".join(error.__notes__)
         assert "work(1, 'b', k=3)" in notes
         assert "((1," not in notes
