@@ -97,6 +97,150 @@ def test_big_arrays_go_both_ways(carrier):
     assert arrays[3][0] == 3  # the caller's own stay as they are
 
 
+def test_s6_generators_stream(carrier, tmp_path):
+    """An output is handed out while its generator waits for it to be."""
+
+    @nbmap.remote
+    def work(x):
+        for i in range(4):
+            yield x, i
+            wait_until((tmp_path / f"{x}-{i}").exists)
+
+    got = []
+    for x, i in work.map([0, 1]):
+        (tmp_path / f"{x}-{i}").touch()
+        got.append((x, i))
+    assert sorted(got) == [(x, i) for x in range(2) for i in range(4)]
+    assert [i for x, i in got if x == 1] == [0, 1, 2, 3]
+
+
+def test_f7_a_generator_whose_worker_is_killed_repeats_nothing(carrier, tmp_path):
+    """Ten outputs, no gap, no repeat; the run tells where the second attempt took over."""
+
+    @nbmap.remote
+    def work(_):
+        for i in range(10):
+            yield i, os.getpid()
+            if i == 2:
+                wait_until((tmp_path / "killed").exists)
+
+    run = work.map([0])
+    outputs = iter(run)
+    got = [next(outputs) for _ in range(3)]
+    os.kill(got[0][1], signal.SIGKILL)
+    (tmp_path / "killed").touch()
+    got += outputs
+    assert [i for i, _ in got] == list(range(10))
+    assert len({pid for _, pid in got}) == 2
+    assert run.takeovers == [(0, 2, 3)]
+
+
+def test_f17_a_slow_consumer_pauses_generators(carrier, tmp_path):
+    """Of 4 x 100 arrays of 2 MB only so many are made as may wait; all of them come."""
+
+    @nbmap.remote
+    def work(x):
+        for i in range(100):
+            (tmp_path / f"{x}-{i}").touch()
+            yield np.full(1 << 18, i, dtype=float)
+
+    outputs = iter(work.map(range(4), keep=False))
+    next(outputs)
+    made = -1
+    while made != (made := len(list(tmp_path.iterdir()))):
+        time.sleep(1)
+    assert made < 100
+    assert sum(1 for _ in outputs) == 399
+
+
+def test_s7_s13_async_functions_and_twins(carrier):
+    """Coroutines run there, and calls are awaited here."""
+
+    @nbmap.remote
+    async def double(x):
+        await asyncio.sleep(0.001)
+        return 2 * x
+
+    @nbmap.remote
+    async def count(n):
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield i
+
+    async def inputs():
+        for x in range(5):
+            yield x
+
+    async def main():
+        calls = await asyncio.gather(*(double.remote.aio(x) for x in range(10)))
+        mapped = await double.map.aio(inputs())
+        streamed = [i async for i in count.remote_gen.aio(4)]
+        return calls, mapped, streamed
+
+    expected = [2 * x for x in range(10)], [0, 2, 4, 6, 8], [0, 1, 2, 3]
+    assert asyncio.run(main()) == expected
+
+
+def test_s17_retries_and_timeouts(carrier):
+    """An input is tried again, and a function that takes too long is stopped."""
+
+    @nbmap.remote(retries=nbmap.Retries(2, initial_delay=0.01))
+    def third_time(x):
+        if nbmap.current_input().attempt < 3:
+            raise LookupError(x)
+        return x
+
+    @nbmap.remote(timeout=0.3)
+    def endless(_):
+        while True:
+            pass
+
+    assert list(third_time.map(range(5))) == list(range(5))
+    assert isinstance(endless.spawn(1).exception(), nbmap.InputTimeout)
+
+
+def test_s20_s21_nested_runs_and_pipes(carrier):
+    """A handle maps in remote code, three deep, and runs are inputs of others."""
+    leaf = nbmap.remote(lambda x: x + 1)
+    middle = nbmap.remote(lambda x: sum(leaf.map(range(x))))
+    top = nbmap.remote(lambda x: list(middle.map(range(x))))
+    assert list(top.map([3, 4])) == [[0, 1, 3], [0, 1, 3, 6]]
+    assert list(leaf.map(leaf.map(range(20)))) == list(range(2, 22))
+
+
+def test_s22_a_loader_loads_once_in_each_process(carrier, tmp_path):
+    """Under inputs of two runs."""
+
+    @nbmap.per_worker
+    def model():
+        with (tmp_path / "loads").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return [1]
+
+    handle = nbmap.remote(lambda x: model()[0] + x)
+    for _ in range(2):
+        assert list(handle.map(range(50))) == list(range(1, 51))
+    loads = (tmp_path / "loads").read_text().split()
+    assert len(loads) == len(set(loads)) <= 2
+
+
+def test_s25_retry_runs_what_failed(carrier, tmp_path):
+    """And takes over the rest."""
+
+    @nbmap.remote
+    def work(x):
+        (tmp_path / f"{x}-{time.time_ns()}").touch()
+        if x == 3 and not (tmp_path / "mended").exists():
+            raise LookupError(x)
+        return x
+
+    run = work.map(range(6))
+    assert run.wait(60)
+    (tmp_path / "mended").touch()
+    assert list(run.retry()) == list(range(6))
+    assert len(list(tmp_path.glob("?-*"))) == 7
+
+
 def test_prints_are_found_at_their_input(carrier):
     """What each of 50 inputs prints is found there, in its order."""
 
