@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
@@ -593,6 +594,8 @@ class Run:
         """
         __tracebackhide__ = True
         index = self._position(index)
+        while index >= self._driver.outcomes.known() and not self._driver.over:
+            time.sleep(0.01)  # it is being read
         value = self._driver.value(index)
         if value is EMPTY:
             msg = (
