@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import difflib
 import functools
 import inspect
@@ -830,7 +831,7 @@ def _run_here(coroutine: Any) -> Any:
     if _running_loop() is None:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
+        return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
