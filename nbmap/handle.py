@@ -434,7 +434,8 @@ class RemoteFunction:
         if not iterables:
             msg = f"{self.__name__}.map needs at least one iterable of inputs"
             raise misuse(msg)
-        iterators = [self._iterator("map", item, soon=_soon) for item in iterables]
+        read = functools.partial(self._iterator, "map", soon=_soon)
+        iterators = list(map(read, iterables))  # no comprehension: its frame would show
         in_loop = _soon and any(isinstance(iterator, FromAsync) for iterator in iterators)
         total = _least_length(iterables)
         inputs = iterators[0] if len(iterators) == 1 else zip(*iterators, strict=False)

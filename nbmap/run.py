@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -257,7 +258,7 @@ class Run:
                 else:
                     for index, value in pairs:
                         shown = self._output(index, value, as_values=as_values)
-                        yield [(index, output) for output in shown]
+                        yield list(zip(repeat(index), shown, strict=False))  # no frame to show
                 if isinstance(outcomes, Streams):
                     outcomes.handed_arrival(position)
                 else:
@@ -334,7 +335,7 @@ class Run:
         self._must_keep("run.results()")
         if errors == "raise" and not self.streams:
             batches = self._in_input_order(_Cursor(), as_values=False)
-            return [output for batch in batches for output in batch]
+            return list(chain.from_iterable(batches))
         self.wait()
         out = []
         for index in range(self._driver.outcomes.known()):

@@ -16,7 +16,7 @@ from ..handle import RemoteFunction
 
 __all__ = ["hint"]
 
-_NOTE = "nbmap: input 0 "  # of what a call's function raised
+_NOTE, _OF_A_MAP = "nbmap: ", "nbmap: input "  # how notes begin, and those that are no call's
 
 
 def hint(shell: Any, error: BaseException) -> None:
@@ -47,7 +47,8 @@ def _is_about_it(error: BaseException, *, inside: bool) -> bool:
     """Tell whether the output has no such method, or the call with all inputs has failed."""
     if isinstance(error, AttributeError) and error.name in {"map", "starmap"}:
         return True
-    return inside and any(_NOTE in note for note in getattr(error, "__notes__", ()))
+    notes = getattr(error, "__notes__", ())
+    return inside and any(n.startswith(_NOTE) and not n.startswith(_OF_A_MAP) for n in notes)
 
 
 def _mapped_output(node: ast.AST, line: int, namespace: Mapping[str, object]) -> str | None:
