@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any
 
 from .engine.model import CANCELLED, Failure
@@ -110,6 +111,7 @@ class Call:
         value = self._driver.outcomes.get(0, 0) if self.done() else None
         return value if isinstance(value, Failure) else None
 
+    @twin
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end; return what the function raised, or None.
 
@@ -133,6 +135,13 @@ class Call:
         except BaseException as error:
             return error
         return None
+
+    @exception.awaitable
+    async def _exception(self, timeout: float | None = None) -> BaseException | None:  # noqa: ASYNC109
+        with suppress(TimeoutError):
+            await self._driver.outcomes.until(self._driver.outcomes.ended(0), timeout)
+        error: BaseException | None = self.exception(0)
+        return error
 
     def cancel(self) -> bool:
         """Cancel it; returns at once, and tells whether it had not ended.
@@ -199,9 +208,14 @@ def gather(*calls: Call, return_exceptions: bool = False) -> list[Any]:
     """
     __tracebackhide__ = True
     _check(calls)
-    if not return_exceptions:
-        _first_failure(calls)
-    return [_value(call, return_exceptions) for call in calls]
+    try:
+        if not return_exceptions:
+            _first_failure(calls)
+        return [_value(call, return_exceptions) for call in calls]
+    except KeyboardInterrupt:
+        for call in calls:
+            call.cancel()
+        raise
 
 
 async def _gather(*calls: Call, return_exceptions: bool = False) -> list[Any]:

@@ -25,7 +25,7 @@ from .engine.driver import Driver, Rules
 from .engine.model import CALL, EACH, SPREAD, Ask, Blob
 from .engine.pickling import CannotPickleError, freeze, largest_variable, safe_repr
 from .engine.reading import FromAsync
-from .errors import OptionError, Unpicklable, misuse
+from .errors import OptionError, RunError, Unpicklable, misuse
 from .options import NAMES, Options, Retries, check, check_max_failures, resolve
 from .run import Run, enlist
 from .view import watch
@@ -635,6 +635,13 @@ class RemoteFunction:
     def _again(self, run: Run) -> Run:
         """Run what a run did not do, with this handle; see `Run.retry`."""
         old = run._driver  # noqa: SLF001
+        if old.rules.stream != self._stream:
+            now = "a generator function" if self._stream else "no generator function any more"
+            msg = (
+                f"{self.__name__} is {now}, so its outputs do not go with those that the run has; "
+                "map the inputs again"
+            )
+            raise RunError(msg)
         inputs = old.rest()
         driver = self._driver(
             old.style,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .engine.driver import Driver
-from .engine.model import OUTPUT, OVER, RAISED, Answer, Ask, Frames
+from .engine.model import OUTPUT, OUTPUT_COST, OVER, RAISED, Answer, Ask, Frames, size_of
 from .engine.pickling import dump, dump_exception, load
 from .errors import Unpicklable
+
+WINDOW = 8 << 20  # bytes of outputs that an input is sent before it has taken those before
 
 _serving = contextvars.ContextVar("nbmap_serving", default=False)
 
@@ -33,10 +36,10 @@ def serve(driver: Driver, ask: Ask, find: Callable[[Mapping[str, Any]], Any]) ->
         find: returns the handle that a request names.
     """
     key = (ask.chunk, abs(ask.number))
-    if ask.number < 0:
-        child = driver.children.get(key)
-        if child is not None:
-            child.cancel()
+    known = driver.children.get(key)
+    if ask.number < 0 or not ask.frames:
+        if isinstance(known, _Child):
+            known.cancel() if ask.number < 0 else known.took(ask.taken)
         return
     child = driver.children[key] = _Child(driver, key)
     arguments = (child, ask, find)
@@ -50,13 +53,18 @@ class _Child:
         self.driver = driver
         self.key = key
         self.run: Any = None
+        self.detached = False  # a call that was spawned goes on when its maker has ended
         self._cancelled = False
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._sizes: deque[int] = deque()  # of outputs that were sent and not taken
+        self._sent = 0
+        self._window = 0  # their bytes
 
     def cancel(self) -> None:
         """Cancel the run."""
         with self._lock:
             self._cancelled = True
+            self._lock.notify_all()
             run = self.run
         if run is not None:
             run.cancel()
@@ -68,6 +76,24 @@ class _Child:
             cancelled = self._cancelled
         if cancelled:
             run.cancel()
+
+    def took(self, taken: int) -> None:
+        """Hear that so many of the outputs were taken."""
+        with self._lock:
+            while self._sizes and self._sent - len(self._sizes) < taken:
+                self._window -= self._sizes.popleft()
+            self._lock.notify_all()
+
+    def give(self, frames: Frames) -> None:
+        """Send an output; before, wait while many that were sent have not been taken."""
+        nbytes = size_of(frames) + OUTPUT_COST
+        with self._lock:
+            while self._window > WINDOW and not self._cancelled:
+                self._lock.wait(1.0)
+            self._sizes.append(nbytes)
+            self._sent += 1
+            self._window += nbytes
+        self.send(OUTPUT, frames)
 
     def send(self, kind: str, frames: Frames) -> None:
         """Send something to the input that asked; it may be gone."""
@@ -84,7 +110,7 @@ def _answer(child: _Child, ask: Ask, find: Callable[[Mapping[str, Any]], Any]) -
     try:
         request = load(ask.frames)
         for output in _outputs(child, request, find(request)):
-            child.send(OUTPUT, _packed(output))
+            child.give(_packed(output))
         child.send(OVER, [])
     except BaseException as error:
         child.send(RAISED, dump_exception(error) or dump(RuntimeError(f"{error!r}")))
@@ -96,6 +122,7 @@ def _outputs(child: _Child, request: Mapping[str, Any], handle: Any) -> Iterator
     args, kwargs, flags = request["args"], request["kwargs"], request["flags"]
     how = request["how"]
     if how == "call" and not handle._stream:  # noqa: SLF001
+        child.detached = True
         call = handle.spawn(*args, **kwargs)
         child.made(call)
         yield call.get()

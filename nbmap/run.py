@@ -37,6 +37,7 @@ from .errors import (
     Unpicklable,
     UserCodeException,
     WorkerLost,
+    misuse,
 )
 from .twins import twin
 from .view import render, watch
@@ -492,6 +493,11 @@ class Run:
         if not watch.show_again(self._driver):
             raise NotImplementedError  # which has IPython show the repr
 
+    def _repr_html_(self) -> str:
+        """Return the run as HTML, for where it is not shown as a live view."""
+        mount = f"run-{self._driver.number}"
+        return render.page(self.snapshot(), self._driver.first_failures, mount=mount)
+
     def __repr__(self) -> str:
         return f"<Run {self._driver.number}: {render.summary(self.snapshot())}>"
 
@@ -512,6 +518,10 @@ class Run:
             Whether the run has ended. Failures do not raise here.
         """
         self._must_not_block()
+        given: object = timeout
+        if given is not None and not isinstance(given, (int, float)):
+            msg = f"timeout={given!r:.60} has to be a number of seconds"
+            raise misuse(msg)
         with self._waiting():
             over = self._driver.outcomes.wait(timeout)
         if over:
@@ -556,7 +566,7 @@ class Run:
         """
         __tracebackhide__ = True
         self._must_keep("run.retry()")
-        if not self.done():
+        if not self._driver.over:
             msg = "run.retry() is for a run that has ended: wait for it, or cancel it first"
             raise RunError(msg)
         again: Run = self._driver.owner.today()._again(self)  # type: ignore[attr-defined] # noqa: SLF001

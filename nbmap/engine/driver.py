@@ -55,6 +55,7 @@ from .streams import Segment, Streams
 from .transport import Loss, Transport
 
 PRINTS = 16 << 20  # characters of prints that a run keeps
+PROMPT = 0.1  # seconds that a function which was asked to stop keeps its place
 KEPT_INPUTS = 64 << 20  # bytes of inputs that are kept though they are done
 SETTLED = 2.0  # seconds after which a run has the leases that it is going to have
 FAILURES = 1000  # failures that a run keeps for its view, whether or not it keeps outcomes
@@ -97,7 +98,9 @@ class Rules:
 
 
 class Child(Protocol):
-    """A run that an input has made."""
+    """A run that an input has made; a detached one outlives it."""
+
+    detached: bool
 
     def cancel(self) -> None:
         """Cancel it."""
@@ -134,6 +137,7 @@ class Driver:
         self.blob = blob
         self.handle = rules.handle
         self.limit = rules.limit
+        self.streams = rules.stream
         self.name = rules.name
         self.number = next(_numbers)
         self.keep = keep
@@ -461,6 +465,7 @@ class Driver:
         elif isinstance(message, Back):
             self._apply(self._state.handle(state.Returned(message.chunk, message.start)))
         elif isinstance(message, Done):
+            self._drop_children(message.chunk)
             ended = state.Ended(message.chunk, message.ran, message.seconds)
             self._apply(self._state.handle(ended))
 
@@ -555,6 +560,12 @@ class Driver:
             self._apply(self._state.handle(state.Again(index)))
             self.transport.wake()
 
+    def _drop_children(self, chunk: int) -> None:
+        """Cancel the runs that the inputs of a chunk have left: nobody can take their outputs."""
+        for key, child in list(self.children.items()):
+            if key[0] == chunk and not child.detached:
+                child.cancel()
+
     def _print(self, message: Print) -> None:
         text = message.text
         if message.dropped:
@@ -570,9 +581,7 @@ class Driver:
         if flight is not None:
             for index in range(flight.pos, min(flight.stop, flight.pos + 1000)):
                 self._loss_reasons[index] = (loss.reason, loss.worker)
-        for key, child in list(self.children.items()):
-            if key[0] == loss.chunk:  # the next attempt makes runs of its own
-                child.cancel()
+        self._drop_children(loss.chunk)  # the next attempt makes runs of its own
         lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone)
         self._apply(self._state.handle(lost))
 
@@ -713,7 +722,15 @@ class Driver:
         if self._state.ending:
             for child in list(self.children.values()):
                 child.cancel()
-            self.transport.engine.loop.call_later(self.rules.grace, self._grace_over)
+            call_later = self.transport.engine.loop.call_later
+            call_later(PROMPT, self._stop_waiting)
+            call_later(self.rules.grace, self._grace_over)
+
+    def _stop_waiting(self) -> None:
+        """Let others have leases in the place of those whose functions do not stop at once."""
+        if not self.over:
+            self._given_up.update(self._state.flights)
+            self.transport.wake()
 
     def _grace_over(self) -> None:
         if not self.over:

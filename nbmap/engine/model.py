@@ -11,6 +11,7 @@ One stream joins the near side (the notebook) and a lease (a resident task on a 
       Recall  what has not been started          ──▶
       Credit  so many bytes were received        ──▶
       Grant   a generator may yield more         ──▶
+      Hold    a generator is to let others in    ──▶
       Answer  to an Ask                          ──▶
       Resume  what stood aside may go on         ──▶
       Quit                                       ──▶
@@ -262,6 +263,14 @@ class Grant(Message):
 
 
 @dataclass(slots=True)
+class Hold(Message):
+    """The generator of a chunk is to stand aside at its next output: another input needs a place."""
+
+    tag: ClassVar[str] = "hold"
+    chunk: int
+
+
+@dataclass(slots=True)
 class Answer(Message):
     """Something of the run that Ask `number` of a lease made: an OUTPUT, RAISED or OVER."""
 
@@ -357,13 +366,15 @@ class Out(Message):
 class Ask(Message):
     """An input uses a handle: a run is to be made, as the pickled request says.
 
-    With `number` negative, the run of Ask `-number` is to be cancelled.
+    With `number` negative, the run of Ask `-number` is to be cancelled; without frames, the input
+    has taken `taken` of what that run gave.
     """
 
     tag: ClassVar[str] = "ask"
     chunk: int
     index: int
     number: int
+    taken: int = 0
     frames: Frames = field(default_factory=list)
 
 
@@ -419,7 +430,7 @@ class Bye(Message):
 _MESSAGES: dict[str, type[Message]] = {
     kind.tag: kind
     for kind in (
-        *(Load, Work, Stop, Recall, Credit, Grant, Answer, Resume, Quit),
+        *(Load, Work, Stop, Recall, Credit, Grant, Hold, Answer, Resume, Quit),
         *(Hello, Mark, Print, Yield, Out, Ask, Aside, Back, Done, Paused, Bye),
     )
 }

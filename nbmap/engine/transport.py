@@ -38,6 +38,7 @@ from .model import (
     Credit,
     Done,
     Hello,
+    Hold,
     Load,
     Mark,
     Message,
@@ -111,6 +112,7 @@ class Job(Protocol):
 
     handle: Hashable  # runs of one handle share its limit
     limit: int | None
+    streams: bool  # whether the function is a generator's
     blob: Blob
 
     def wanted(self) -> int:
@@ -177,6 +179,7 @@ class Held:
     known: set[str] = field(default_factory=set)
     owed: int = 0
     idle_since: float = 0.0
+    asked_to_hold: int = 0  # the chunk whose generator is to stand aside
     freed: int = 0  # the chunk whose input does not count for its handle's limit
     still_since: float | None = None  # its input waits for something else
     still: float = 0.0  # seconds that the input of its last chunk has waited so
@@ -338,6 +341,7 @@ class Transport(ABC):
             held.link.send(Resume(message.chunk))
         elif held.state in {"open", "paused", "last"}:
             held.state = "aside"
+            held.asked_to_hold = 0
             held.still_since = _clock()
             if not held.freed:
                 held.freed = message.chunk
@@ -355,6 +359,7 @@ class Transport(ABC):
             job = route[1]
             if self._busy() >= max(1, self._room()[0], self.slots()):
                 crowded = True
+                self._make_room()
                 continue
             if held.freed and len(self.using.get(job.handle, ())) >= self.limit(job):
                 continue
@@ -362,6 +367,17 @@ class Transport(ABC):
             self._resume(held, chunk, job)
             held.link.send(Resume(chunk))
         return crowded
+
+    def _make_room(self) -> None:
+        """Have a generator give its place up for a turn; it may be what an input waits for."""
+        for held in self.leases.values():
+            if held.state in {"open", "last"} and held.chunks and held.link is not None:
+                chunk = held.chunks[0]
+                route = self.routes.get(chunk)
+                if route is not None and route[1].streams and held.asked_to_hold != chunk:
+                    held.asked_to_hold = chunk
+                    held.link.send(Hold(chunk))
+                    return
 
     def _resume(self, held: Held, chunk: int, job: Job) -> None:
         """Count an input that goes on."""

@@ -35,6 +35,9 @@ class Place(Protocol):
     def aside(self) -> AbstractContextManager[Waiting]:
         """Give the place up meanwhile."""
 
+    def took(self, number: int, taken: int) -> None:
+        """Tell how much of a run was taken."""
+
     def apart(self) -> AbstractContextManager[None]:
         """Run code of ours in the middle of the user's."""
 
@@ -46,6 +49,7 @@ class Nested:
         self._place = place
         self._changed = threading.Condition()
         self._items: dict[int, list[tuple[str, Frames]]] = {}
+        self._taken: dict[int, int] = {}
 
     def add(self, number: int) -> None:
         """Expect answers."""
@@ -54,6 +58,7 @@ class Nested:
     def drop(self, number: int) -> None:
         """Expect no more answers."""
         self._items.pop(number, None)
+        self._taken.pop(number, None)
 
     def receive(self, message: Answer) -> None:
         """Take an answer; never blocks."""
@@ -85,6 +90,9 @@ class Nested:
                     self._wait(items, position, timeout)
                     # What it waits for may hold the place that it would have to wait for then.
                     waiting.in_vain = len(items) <= position
+        if number > 0 and position >= self._taken.get(number, 0) and len(items) > position:
+            self._taken[number] = position + 1
+            self._place.took(number, position + 1)
         if len(items) <= position:
             msg = f"nothing came within {timeout:g} s"
             raise TimeoutError(msg)

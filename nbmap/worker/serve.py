@@ -55,6 +55,7 @@ from ..engine.model import (
     Failure,
     Grant,
     Hello,
+    Hold,
     Load,
     Mark,
     Message,
@@ -221,6 +222,7 @@ class Lease:
         self._yields: list[list[Any]] = []
         self._yielded = 0  # outputs of the running generator
         self._pending = 0  # bytes of outputs not sent
+        self._held = 0  # the chunk whose generator is to let another input have its place
         self._granted = 0  # bytes that the current chunk's generators may spend
         # the running input
         self._gate = threading.Lock()
@@ -274,6 +276,8 @@ class Lease:
                 if self._current is not None and self._current[0].chunk == message.chunk:
                     self._granted += message.nbytes
                     self._room.notify_all()
+        elif isinstance(message, Hold):
+            self._held = message.chunk
         elif isinstance(message, Answer):
             self.nested.receive(message)
         elif isinstance(message, Resume):
@@ -471,6 +475,11 @@ class Lease:
             self.flush(now, wait=True)
         if self._spent > self._granted:
             self._await_grant()
+        elif self._held and self._current is not None and self._held == self._current[0].chunk:
+            self._held = 0
+            self.flush(wait=True)
+            with self.aside():
+                pass  # others that wait for a place come before it gets one again
         self._go_on()
 
     def _go_on(self) -> None:
@@ -545,8 +554,13 @@ class Lease:
             raise RuntimeError(msg)
         number = next(_numbers)
         self.nested.add(number)
-        self._send(Ask(current[0].chunk, index, number, dump(request)))
+        self._send(Ask(current[0].chunk, index, number, frames=dump(request)))
         return number
+
+    def took(self, number: int, taken: int) -> None:
+        """Tell how much of a run that was asked for has been taken."""
+        if (current := self._current) is not None:
+            self._send(Ask(current[0].chunk, self._at, number, taken))
 
     def withdraw(self, number: int) -> None:
         """Cancel a run that was asked for."""

@@ -235,9 +235,17 @@ class Handle:
         if self.stream:
             msg = "the handle is a generator's: use remote_gen, which gives its outputs one by one"
             raise TypeError(msg)
-        return FarCall(self._ask("call", args, kwargs, {}))
+        run = self._ask("call", args, kwargs, {})
+        run.detached = True
+        return FarCall(run)
 
-    def _remote_gen(self, *args: Any, **kwargs: Any) -> FarRun:
+    def _remote_gen(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return self._generator(args, kwargs).once()
+
+    def _remote_gen_aio(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return aiter(self._generator(args, kwargs))
+
+    def _generator(self, args: Any, kwargs: Any) -> FarRun:
         if not self.stream:
             msg = "the handle is not a generator's: use remote"
             raise TypeError(msg)
@@ -253,7 +261,9 @@ class Handle:
             msg = f"a handle has no {name!r} in remote code"
             raise AttributeError(msg)
         method = function.__get__(self)
-        if name in {"map", "starmap", "remote_gen"}:  # what they return can be awaited
+        if name == "remote_gen":
+            return _Method(method, self._remote_gen_aio)
+        if name in {"map", "starmap"}:  # what they return can be awaited
             return _Method(method, method)
         return _Method(method, lambda *a, **k: self._in_a_thread(method, a, k))
 
@@ -274,7 +284,14 @@ class FarRun:
     def __init__(self, lease: Any, request: dict[str, Any]) -> None:
         self._lease = lease
         self._number = lease.ask(request)
-        self._of = lease.here()[0]
+        self.detached = False  # a call goes on though nobody holds it
+
+    def once(self) -> Iterator[Any]:
+        """Iterate the outputs; closing the iterator, or dropping it, cancels the run."""
+        try:
+            yield from self
+        finally:
+            self.cancel()
 
     def __iter__(self) -> Iterator[Any]:
         position = 0
@@ -322,6 +339,8 @@ class FarRun:
     def __del__(self) -> None:
         with suppress(Exception):
             self._lease.nested.drop(self._number)
+            if not self.detached:
+                self._lease.withdraw(self._number)
 
 
 class FarCall:

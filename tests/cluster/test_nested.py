@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -157,6 +158,79 @@ def test_s20_three_deep_finishes_on_one_slot(one_slot):
         root = nbmap.remote(lambda xs: list(top.map(xs)), concurrency=1)
         assert root([3, 4]) == [[0, 1, 3], [0, 1, 3, 6]]
         assert list(root.map([[1]] * 4)) == [[[0]]] * 4
+
+
+def test_s20_an_endless_generator_lets_its_consumer_have_the_slot(one_slot, folder):
+    """It stands aside at an output for whoever waits for one; leaving the loop closes it."""
+    with nbmap.connect(one_slot):
+
+        @nbmap.remote
+        def endless():
+            try:
+                for i in itertools.count():
+                    time.sleep(0.002)
+                    yield i
+            finally:
+                touch(folder, "closed")
+
+        @nbmap.remote
+        def outer():
+            for i in endless.remote_gen():
+                if i == 5:
+                    break
+            return i
+
+        assert in_time(outer) == 5
+        await_file(folder, "closed")
+        assert in_time(nbmap.remote(abs), -1) == 1
+
+
+def test_s20_what_an_input_leaves_running_is_closed_but_for_calls(one_slot, folder):
+    """Nobody could take the outputs of a generator; a call that was spawned goes on."""
+    with nbmap.connect(one_slot):
+
+        @nbmap.remote
+        def endless():
+            try:
+                while True:
+                    time.sleep(0.002)
+                    yield 1
+            finally:
+                touch(folder, "closed")
+
+        left = nbmap.remote(lambda: await_file(folder, "closed") or touch(folder, "ended"))
+
+        @nbmap.remote
+        def outer():
+            left.spawn()
+            return next(endless.remote_gen())
+
+        assert in_time(outer) == 1
+        await_file(folder, "ended")
+
+
+def test_s20_a_slow_consumer_in_remote_code_pauses_the_generator(one_slot, folder):
+    """Of 300 outputs of 1 MB only those are made that may be under way; in the end all come."""
+    with nbmap.connect(one_slot):
+
+        @nbmap.remote
+        def large():
+            for i in range(300):
+                record(folder, i)
+                yield bytes(1 << 20)
+
+        @nbmap.remote
+        def outer():
+            outputs = large.remote_gen()
+            next(outputs)
+            made = -1
+            while made != (made := len(recorded(folder))):
+                time.sleep(0.5)
+            return made, 1 + sum(1 for _ in outputs)
+
+        made, came = in_time(outer)
+        assert made < 200
+        assert came == 300
 
 
 def test_s20_an_input_that_waits_gives_its_place_up(one_slot, folder):

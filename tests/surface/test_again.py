@@ -109,6 +109,25 @@ def test_s25_retry_uses_todays_function_of_that_name(transport):
         del module.divide
 
 
+def test_s25_retry_refuses_a_function_that_became_a_generators(transport):
+    """Its outputs would not go with those that the run has."""
+    module = sys.modules[__name__]
+    try:
+        module.change = nbmap.remote(lambda x: 1 / x)
+        module.change.__module__, module.change.__qualname__ = __name__, "change"
+        run = module.change.map([1, 0])
+        assert run.wait(60)
+
+        def change(x):
+            yield x
+
+        module.change = nbmap.remote(change)
+        with pytest.raises(nbmap.RunError, match="change is a generator function, so its outputs"):
+            run.retry()
+    finally:
+        del module.change
+
+
 def test_s25_retry_may_run_on_another_cluster(tmp_path):
     """The cluster is the one that a map would run on now."""
     with nbmap.connect(InProcess(1)):

@@ -1,9 +1,11 @@
 """Calls that were started and go on: spawn, gather, for_each; handles used by several threads."""
 
+import _thread
 import asyncio
 import logging
 import os
 import threading
+import time
 
 import pytest
 from helpers.files import (
@@ -485,3 +487,41 @@ def test_s14_calls_run_at_once(transport, folder):
     if transport == "dask":
         assert len(pids) == 2
         assert os.getpid() not in pids
+
+
+def test_s14_exception_can_be_awaited(transport):
+    """As everything that blocks."""
+
+    @nbmap.remote
+    def invert(x):
+        return 1 / x
+
+    async def main():
+        return [await invert.spawn(x).exception.aio() for x in (0, 2)]
+
+    error, nothing = asyncio.run(main())
+    assert isinstance(error, ZeroDivisionError)
+    assert nothing is None
+
+
+def test_s14_an_interrupt_of_gather_cancels_the_calls(transport, folder):
+    """As an interrupt of whatever waits for a run does."""
+
+    @nbmap.remote
+    def endless(x):
+        touch(folder, str(x))
+        while True:
+            time.sleep(0.005)
+
+    calls = [endless.spawn(x) for x in range(2)]
+
+    def interrupt():
+        await_file(folder, "0")
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        nbmap.gather(*calls)
+    for call in calls:
+        with pytest.raises(nbmap.InputCancelled):
+            call.get(timeout=60)
