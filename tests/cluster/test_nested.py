@@ -198,14 +198,16 @@ def test_s20_what_an_input_leaves_running_is_closed_but_for_calls(one_slot, fold
             finally:
                 touch(folder, "closed")
 
-        left = nbmap.remote(lambda: await_file(folder, "closed") or touch(folder, "ended"))
+        left = nbmap.remote(lambda: time.sleep(0.2) or touch(folder, "ended"))
 
         @nbmap.remote
         def outer():
-            left.spawn()
-            return next(endless.remote_gen())
+            first = next(endless.remote_gen())
+            left.spawn()  # which starts when this has ended: there is one slot
+            return first
 
         assert in_time(outer) == 1
+        await_file(folder, "closed")
         await_file(folder, "ended")
 
 
