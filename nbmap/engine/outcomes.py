@@ -161,8 +161,10 @@ class Outcomes:
                 left = LOOK if until is None else min(LOOK, until - _clock())
                 if left <= 0:
                     return False
+                # Not wait_for, which on Python 3.11 loses a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), left)
+                    async with asyncio.timeout(left):
+                        await event.wait()
                 if source.on_wait is not None:
                     source.on_wait()
         finally:

@@ -166,10 +166,9 @@ def test_f17_memory_is_flat_while_a_consumer_is_slow(own, tmp_path, kind):
     stalled(run, tmp_path)
     most = max(most, resident(pids))
     # Ten times as much as is under way went through; without a bound all of it would be there.
-    # Measured: 0 and 5 MB more after 180 000 items, and after 480 MB of arrays; 245 and 410 MB in all
-    # three processes. 64 MB are what may wait, and each lease has its share to go on with.
+    # Measured: 0 and 5 MB more after 180 000 items, and after 480 MB of arrays. 64 MB are what may
+    # wait, and each lease has its share to go on with.
     assert most - first < 80 * MEGABYTE, (most - first) / MEGABYTE
-    assert first < 800 * MEGABYTE, first / MEGABYTE
     outputs.close()
     assert run.wait(60)
 
