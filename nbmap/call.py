@@ -11,7 +11,7 @@ from typing import Any
 from .engine.model import CANCELLED, Failure
 from .engine.pickling import safe_repr
 from .errors import InputCancelled, misuse
-from .run import Run
+from .run import Run, check_wait
 from .twins import twin
 from .view import render, watch
 
@@ -60,10 +60,7 @@ class Call:
             Exception: what the function raised.
         """
         __tracebackhide__ = True
-        given: object = timeout
-        if given is not None and not isinstance(given, (int, float)):
-            msg = f"timeout={safe_repr(timeout, 60)} has to be a number of seconds"
-            raise misuse(msg)
+        check_wait(timeout)
         with self._run._waiting():  # noqa: SLF001
             self._driver.outcomes.get(0, timeout)
         return self._ended_output(timeout)

@@ -25,7 +25,7 @@ from .engine.model import (
     Snapshot,
 )
 from .engine.outcomes import EMPTY
-from .engine.pickling import Unloadable, load_or_error
+from .engine.pickling import Unloadable, load_or_error, safe_repr
 from .engine.streams import Streams
 from .errors import (
     InputCancelled,
@@ -518,10 +518,7 @@ class Run:
             Whether the run has ended. Failures do not raise here.
         """
         self._must_not_block()
-        given: object = timeout
-        if given is not None and not isinstance(given, (int, float)):
-            msg = f"timeout={given!r:.60} has to be a number of seconds"
-            raise misuse(msg)
+        check_wait(timeout)
         with self._waiting():
             over = self._driver.outcomes.wait(timeout)
         if over:
@@ -730,6 +727,13 @@ def _by_input(ledger: list[tuple[int, int, str, float]]) -> dict[int, tuple[str,
         for index in range(start, start + n):
             out[index] = (worker, seconds / n)
     return out
+
+
+def check_wait(timeout: object) -> None:
+    """Refuse a time to wait that is no number of seconds."""
+    if timeout is not None and not isinstance(timeout, (int, float)):
+        msg = f"timeout={safe_repr(timeout, 60)} has to be a number of seconds"
+        raise misuse(msg)
 
 
 def _cancelled(index: int) -> InputCancelled:

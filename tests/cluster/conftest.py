@@ -1,6 +1,7 @@
 """Clusters for the tests: nbmap's own, and some that nbmap did not start."""
 
 import contextlib
+import os
 
 import pytest
 
@@ -56,3 +57,24 @@ def existing():
             )
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def one_slot():
+    """A Dask cluster of one worker process with one thread."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address=None,
+        scheduler_kwargs=SCHEDULER,
+        silence_logs=50,
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that functions and tests meet in, as text."""
+    return os.fspath(tmp_path)

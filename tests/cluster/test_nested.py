@@ -28,21 +28,6 @@ from helpers.processes import ROOT
 import nbmap
 
 
-@pytest.fixture(scope="module")
-def one_slot():
-    """A Dask cluster of one worker process with one thread."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        silence_logs=50,
-    ) as cluster:
-        yield cluster
-
-
 @pytest.fixture(params=["one slot", "own"])
 def anywhere(request):
     """A cluster of one slot, and nbmap's own; what handles run on in this test."""
@@ -52,12 +37,6 @@ def anywhere(request):
         return
     with nbmap.connect(request.getfixturevalue("one_slot")):
         yield "one slot"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder that functions and tests meet in, as text."""
-    return os.fspath(tmp_path)
 
 
 def in_time(handle, *args):

@@ -19,27 +19,6 @@ def own():
     nbmap.stop()
 
 
-@pytest.fixture(scope="module")
-def one_process():
-    """A Dask cluster of one process: what is loaded there is loaded once in all."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        dashboard_address=None,
-        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        silence_logs=50,
-    ) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder that functions and tests meet in, as text."""
-    return os.fspath(tmp_path)
-
-
 def test_s22_twenty_inputs_at_once_load_once_a_process(folder):
     """Ten threads of each of two processes ask for the object at the same moment: two loads."""
 
@@ -154,9 +133,9 @@ def cell(folder, text):
     return space["work"]
 
 
-def test_s22_a_cell_that_is_run_again_with_other_code(one_process, folder):
+def test_s22_a_cell_that_is_run_again_with_other_code(one_slot, folder):
     """The old object is gone when the new one is loaded."""
-    with nbmap.connect(one_process):
+    with nbmap.connect(one_slot):
         assert list(cell(folder, "first").map(range(3))) == ["first"] * 3
         assert recorded(folder) == ["load first"]
         assert list(cell(folder, "second").map(range(3))) == ["second"] * 3
@@ -213,17 +192,17 @@ def sizes(folder, size):
     return space["work"]
 
 
-def test_s22_the_generator_form_tears_down_before_the_next_version_loads(one_process, folder):
+def test_s22_the_generator_form_tears_down_before_the_next_version_loads(one_slot, folder):
     """With a variable of the notebook that has changed: load, drop, load; unchanged: nothing."""
-    with nbmap.connect(one_process):
+    with nbmap.connect(one_slot):
         for size in (1, 1, 2):
             assert sizes(folder, size)(0) == size
     assert recorded(folder) == ["load 1", "drop 1", "load 2"]
 
 
-def test_s22_an_older_run_that_goes_on_takes_nothing_from_the_newer(one_process, folder):
+def test_s22_an_older_run_that_goes_on_takes_nothing_from_the_newer(one_slot, folder):
     """Used in turn, two versions load once each."""
-    with nbmap.connect(one_process):
+    with nbmap.connect(one_slot):
         old, new = sizes(folder, 1), sizes(folder, 2)
         for _ in range(3):
             assert (old(0), new(0)) == (1, 2)
@@ -408,7 +387,7 @@ def test_s22_what_is_no_plain_function_is_refused(thing):
         nbmap.per_worker(thing)
 
 
-def test_s22_a_teardown_that_raises_does_not_hurt_the_new_version(one_process, folder):
+def test_s22_a_teardown_that_raises_does_not_hurt_the_new_version(one_slot, folder):
     """The new object is loaded and used all the same."""
     source = """
 import nbmap
@@ -422,7 +401,7 @@ def fragile():
 
 work = nbmap.remote(lambda x: fragile())
 """
-    with nbmap.connect(one_process):
+    with nbmap.connect(one_slot):
         for version in (1, 2):
             space = {"__name__": "__main__", "FOLDER": folder, "VERSION": version}
             exec(compile(source, "<a cell>", "exec"), space)
