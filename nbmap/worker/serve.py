@@ -214,6 +214,7 @@ class Lease:
         # outcomes not sent yet: a lease's and the keeper's thread both send
         self._out: list[Any] = []
         self._out_lock = threading.RLock()
+        self._back_lock = threading.Lock()  # what is handed back goes before the chunk's end
         self._flushed = 0.0
         self._unacknowledged = 0
         self._room = threading.Condition()
@@ -387,7 +388,8 @@ class Lease:
         with self._gate:
             self._current = None
             self._unwanted = {pair for pair in self._unwanted if pair[0] != work.chunk}
-        self._send(Done(work.chunk, self._ran, seconds))
+        with self._back_lock:
+            self._send(Done(work.chunk, self._ran, seconds))
 
     def _run_inputs(
         self, work: Work, todo: deque[int], call: Callable[[Any], Any], function: Any
@@ -679,13 +681,14 @@ class Lease:
         if (current := self._current) is None:
             return
         (work, todo), first = current, -1
-        while True:
-            try:
-                first = todo.pop()
-            except IndexError:
-                break
-        if first >= 0:
-            self._send(Back(work.chunk, work.start + first))
+        with self._back_lock:
+            while True:
+                try:
+                    first = todo.pop()
+                except IndexError:
+                    break
+            if first >= 0:
+                self._send(Back(work.chunk, work.start + first))
 
     def _hand_back_waiting(self) -> None:
         """Hand back the chunks that wait behind the current one."""
