@@ -14,22 +14,25 @@ import logging
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from distributed import Client
 
 from ..engine.model import Message
-from ..engine.transport import Held, Transport
+from ..engine.transport import ENDED, UNSURE, Held, Transport
 from ..errors import ClusterError, ClusterLost
 from .far import LEASE_KEY, CommLink
 from .stream import Place, Streams, far_function
+from .workers import Workers
 
 logger = logging.getLogger("nbmap")
 
 REFRESH = 1.0  # seconds after which slots of a cluster that is not ours are counted again
 EOF = 1.0  # seconds in which the stream to a worker that has died ends by itself
 FAILED = 5  # leases in a row that fail to start before the runs end
-REASON = 1.0  # seconds to wait for our own cluster to tell how a worker died
+QUIET = 5.0  # seconds without a message from a lease that works, before its worker is asked for
+ALIVE = 1.0  # seconds in which a process answers that has its Python lock
 
 
 class Own(Protocol):
@@ -43,8 +46,8 @@ class Own(Protocol):
     def leases_each(self) -> int:
         """Return how many leases a worker may have."""
 
-    def exit_reason(self, address: str) -> str:
-        """Return how a worker's process ended, or an empty string while that is unknown."""
+    def mend(self) -> None:
+        """Replace the nannies that gave up."""
 
 
 class DaskTransport(Transport):
@@ -70,7 +73,12 @@ class DaskTransport(Transport):
         super().__init__()
         self.client = client
         self.own = own
-        self.topic = f"nbmap-{uuid.uuid4().hex}"
+        name = uuid.uuid4().hex
+        self.topic = f"nbmap-{name}"
+        self._key = f"{LEASE_KEY}-{name[:12]}-"  # how the keys of our leases begin
+        self.workers = Workers(client, self.engine, f"nbmap-ends-{name}", self._key)
+        self._condemned: dict[str, bool] = {}  # processes that we end -> whether it is unsure why
+        self._mended = 0.0
         self._grows_to = grows_to
         self._streams = Streams(client, stream)
         self._task = far_function("hold")
@@ -117,7 +125,7 @@ class DaskTransport(Transport):
                 self._task,
                 held.name,
                 self.topic,
-                key=f"{LEASE_KEY}-{held.name}",
+                key=self._key + held.name,
                 pure=False,
                 **options,
             )
@@ -131,10 +139,12 @@ class DaskTransport(Transport):
         if not workers:
             return []
         load = Counter(dict.fromkeys(workers, 0))
-        for name, place in self._placed.items():
-            if name in self.leases and place in load:
+        working = [n for n, held in self.leases.items() if self.works(held)]
+        for name in working:
+            place = self._placed.get(name, "")
+            if place in load:
                 load[place] += 1
-        most = min(self.own.leases_each(), -(-(len(self.leases) + n) // self.own.cores))
+        most = min(self.own.leases_each(), -(-(len(working) + n) // self.own.cores))
         out: list[str] = []
         while len(out) < n:
             place = min(load, key=lambda worker: load[worker])
@@ -164,6 +174,7 @@ class DaskTransport(Transport):
         await self._bury(held)
         if self.leases.get(held.name) is held:
             self._at[held.name] = place
+            self.workers.watch(place.address)
         try:
             link = await self._streams.open(place, held.name, on_message, on_end)
         except OSError as error:  # it died meanwhile, or can't be reached from here
@@ -224,6 +235,8 @@ class DaskTransport(Transport):
             self._fail_all()
         elif held.link is None:
             self.gone(held)
+        elif status == "error" and isinstance(held.link, CommLink):  # as after several deaths
+            held.link.abort()  # what became of its process is found out as always
         elif status != "finished":  # cancelled: the cluster was restarted, nobody is to blame
             held.state = "ending"
             self.lose([held], died=False, reason="its worker was restarted")
@@ -253,11 +266,15 @@ class DaskTransport(Transport):
                 held.forget_stream()
                 self.gone(held)
             return
-        reason = await self._exit_reason(worker)
+        reason = await self.workers.reason(worker)
         if held.state != "silent" or held.process != process:
             return  # it was dealt with together with another lease of the process
         together = [h for h in self.leases.values() if h.process == process]
-        self.lose(together, died=True, reason=reason)
+        unsure = self._condemned.pop(process, None)
+        if unsure is None:
+            self.lose(together, died=True, reason=reason)
+        else:
+            self.lose(together, died=unsure, reason="its process was ended", charge=False)
         for other in together:
             other.forget_stream()
             if self.own is not None or other.name not in self._futures:
@@ -266,13 +283,44 @@ class DaskTransport(Transport):
                 other.state = "asked"
         self.wake()
 
-    async def _exit_reason(self, worker: str) -> str:
-        until = time.monotonic() + REASON
-        while self.own is not None and time.monotonic() < until:
-            if reason := self.own.exit_reason(worker):
-                return reason
-            await asyncio.sleep(0.02)
-        return f"its worker {worker} died"
+    # -- ending functions that do not stop
+
+    def force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
+        """End the processes of chunks that did not stop when asked, where they are ours to end."""
+        self.engine.loop.create_task(self._force(chunks, then))
+
+    async def _force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
+        at: dict[str, Held] = {}  # a lease of each process
+        for chunk in chunks:
+            if chunk in self.routes:
+                held = self.routes[chunk][0]
+                at[held.process] = held
+        told = await asyncio.gather(*(self._fate(held, chunks) for held in at.values()))
+        fates = dict(zip(at, told, strict=True))
+        still = {c: self.routes[c][0].process for c in chunks if c in self.routes}
+        then({chunk: fates.get(still.get(chunk, ""), ENDED) for chunk in chunks})
+        for process, fate in fates.items():
+            held = at[process]
+            condemned = process in self._condemned
+            if fate in {ENDED, UNSURE} and process in still.values() and not condemned:
+                self._condemned[process] = fate == UNSURE
+                if not await self.workers.end(held.worker, held.pid):
+                    self._condemned.pop(process, None)
+                    logger.warning("the process %s of %s was not ended", held.pid, held.worker)
+
+    async def _fate(self, held: Held, chunks: list[int]) -> str:
+        if not await self.workers.may_end(held.worker):
+            return held.worker
+        inside = [h for h in self.leases.values() if h.process == held.process and h.chunks]
+        place = self._at.get(held.name)
+        if place is None or all(h.chunks[0] in chunks for h in inside):
+            return ENDED
+        # Where a function holds Python's lock nobody else in the process can end in time.
+        alive = self._streams.process_alive(place, held.process)
+        try:
+            return ENDED if await asyncio.wait_for(alive, ALIVE) else UNSURE
+        except TimeoutError:
+            return UNSURE
 
     def _fail_all(self) -> None:
         self.fail(
@@ -295,13 +343,37 @@ class DaskTransport(Transport):
 
     def tick(self) -> None:
         """Notice that the cluster is gone, and count slots where more are wanted."""
+        now = time.monotonic()
         if self.jobs and not self.alive():
             self._fail_all()
-        elif self.own is None and not self._counting and self.jobs:
-            now = time.monotonic()
-            if now - self._counted > REFRESH:
-                self._counting, self._counted = True, now
-                self.engine.loop.create_task(self._count())
+            return
+        if self.own is not None:
+            self._tick_own(self.own, now)
+        elif not self._counting and self.jobs and now - self._counted > REFRESH:
+            self._counting, self._counted = True, now
+            self.engine.loop.create_task(self._count())
+        quiet = [h.worker for h in self.leases.values() if h.chunks and now - h.heard > QUIET]
+        self.workers.look(quiet, self._missing)
+
+    def _tick_own(self, own: Own, now: float) -> None:
+        if now - self._mended > REFRESH:
+            self._mended = now
+            own.mend()
+        # A task that may run on one worker only waits for ever when that has died.
+        there = set(own.workers())
+        for held in list(self.leases.values()):
+            if held.state == "asked" and self._placed.get(held.name, "") not in there:
+                self.gone(held)
+
+    def _missing(self, worker: str) -> None:
+        """Give the leases up of a worker that the scheduler has given up, as it was silent."""
+        for held in list(self.leases.values()):
+            if held.worker == worker and isinstance(held.link, CommLink):
+                held.link.abort()
+
+    def silent_workers(self) -> dict[str, float]:
+        """Return for how many seconds workers have been silent that should not be."""
+        return self.workers.silent()
 
     async def _count(self) -> None:
         try:

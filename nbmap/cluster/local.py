@@ -7,9 +7,6 @@ What LocalCluster does by default and is set otherwise here:
 - a worker that dies twice within 15 seconds is closed for ever (`lost-worker-timeout`)
 - it logs to the user's terminal
 - its workers close, and are not started again, when somebody presses Ctrl-C
-
-`Nanny._on_worker_exit_sync`, private in distributed, is used here and nowhere else: it is the only
-place where the exit code of a worker is known. `tests/cluster/test_contract.py` watches it.
 """
 
 from __future__ import annotations
@@ -20,13 +17,12 @@ import importlib.util
 import logging
 import os
 import re
-import signal
 import time
-from collections import OrderedDict, deque
-from typing import Any, ClassVar
+from collections import deque
 
 import dask
-from distributed import Client, LocalCluster, Nanny, Security
+from distributed import Client, LocalCluster, Security
+from distributed.core import Status
 
 from ..engine.memory import memory_limit
 from ..errors import ClusterError, ClusterLost
@@ -36,6 +32,7 @@ THREADS = 64  # a process; Dask makes a thread when it is needed
 SHARE = 0.75  # of the memory, for the workers; the rest is the notebook's
 CLOSE = 3.0  # seconds that closing may take
 FORCE = 1.0  # seconds that a worker has for it
+_GONE = {Status.closed, Status.failed}  # of nannies that start no worker any more
 
 # A terminal's Ctrl-C and a kernel's interrupt go to the whole process group. They are meant for the
 # notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
@@ -60,32 +57,6 @@ _USER_IN_ADDRESS = re.compile(r"://[^\s/@]*@")
 
 # What distributed says of our own cluster goes here instead of into the user's terminal.
 recent = _Recent()
-
-
-class WatchedNanny(Nanny):
-    """A nanny that remembers how its workers ended."""
-
-    exits: ClassVar[OrderedDict[str, str]] = OrderedDict()
-
-    def _on_worker_exit_sync(self, exitcode: Any) -> None:
-        address = self.worker_address
-        if address:
-            self.exits[address] = _how(exitcode, self.memory_manager.memory_limit)
-            while len(self.exits) > 1000:
-                self.exits.popitem(last=False)
-        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
-
-
-def _how(exitcode: Any, limit: Any) -> str:
-    """Tell how a process ended, in words."""
-    if isinstance(exitcode, int) and exitcode < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-exitcode).name
-            how = f"its worker process was killed by signal {-exitcode} ({name})"
-            if name == "SIGKILL" and limit:
-                how += f"; the worker's memory limit is {limit / 2**30:.1f} GiB"
-            return how
-    return f"its worker process ended with exit code {exitcode}"
 
 
 class LocalOwn:
@@ -130,7 +101,6 @@ class LocalOwn:
                     dashboard_address=None,
                     # Its HTTP server serves nothing, but listens: on any free port, not on 8787.
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                    worker_class=WatchedNanny,
                     preload=[NO_INTERRUPT],
                     silence_logs=logging.CRITICAL,
                 )
@@ -149,9 +119,13 @@ class LocalOwn:
         """Return how many leases a worker may have."""
         return max(THREADS, self.cores // self._n)
 
-    def exit_reason(self, address: str) -> str:
-        """Return how a worker's process ended, or an empty string while that is unknown."""
-        return WatchedNanny.exits.get(address, "")
+    def mend(self) -> None:
+        """Replace the nannies that gave up, as one does whose worker dies while it starts."""
+        gone = [n for n, nanny in self._cluster.workers.items() if nanny.status in _GONE]
+        if gone and not self._closed:
+            for name in gone:
+                self._cluster.worker_spec.pop(name, None)
+            self._cluster.scale(self._n)
 
     def close(self) -> None:
         """Cancel what runs, and stop all processes."""

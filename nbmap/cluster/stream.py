@@ -51,6 +51,7 @@ FAR = (
     "nbmap.worker.serve",
     "nbmap.cluster",
     "nbmap.cluster.relay",
+    "nbmap.cluster.nannies",
     "nbmap.cluster.far",
 )
 

@@ -52,7 +52,7 @@ from .outcomes import EMPTY, Outcomes, Sealed
 from .pickling import Unloadable, concat, cut, load_or_error, parts, safe_repr, unpack
 from .reading import Reader, Refused, pickle_inputs
 from .streams import Segment, Streams
-from .transport import Loss, Transport
+from .transport import ENDED, UNSURE, Loss, Transport
 
 PRINTS = 16 << 20  # characters of prints that a run keeps
 PROMPT = 0.1  # seconds that a function which was asked to stop keeps its place
@@ -175,6 +175,8 @@ class Driver:
             self.takeovers = self.outcomes.takeovers
         self.ledger: list[tuple[int, int, str, float]] = []  # input, how many, worker, seconds
         self._given_up: set[int] = set()  # chunks whose functions did not stop when asked
+        self._still: list[str] = []  # workers where such functions go on
+        self._graced = False  # what was to stop has had its time
         self._spoiled: dict[int, Failure] = {}  # generators of which an output can't be loaded
         self._reader = Reader(transport.engine, inputs, keep=keep)
         self._before: Driver | None = None  # the run whose outcomes this one takes over
@@ -550,10 +552,28 @@ class Driver:
         if left > 0:
             self.transport.engine.loop.call_later(left, self._watch, chunk, index, began)
             return
+        self._give_up(chunk, index)
+
+    def _give_up(self, chunk: int, index: int) -> None:
+        """Give an input's outcome though it goes on, and end its process where that can be done."""
         self._given_up.add(chunk)
+        self.transport.force([chunk], lambda fates: self._given(chunk, index, fates[chunk]))
+
+    def _given(self, chunk: int, index: int, fate: str) -> None:
+        flight = self._state.flights.get(chunk)
+        if self.over or flight is None or not flight.pos <= index < flight.stop:
+            return
+        if fate == UNSURE and index not in self.singled:
+            return  # its process ends; then it is tried alone
+        self._goes_on(fate)
         self._apply(self._state.handle(state.Overdue(chunk, index)))
         if not self.over:
             self.transport.wake()
+
+    def _goes_on(self, fate: str) -> None:
+        """Note where a function goes on whose outcome was given."""
+        if fate not in {ENDED, UNSURE}:
+            self._still.append(fate)
 
     def _again(self, index: int) -> None:
         if not self.over:
@@ -582,7 +602,7 @@ class Driver:
             for index in range(flight.pos, min(flight.stop, flight.pos + 1000)):
                 self._loss_reasons[index] = (loss.reason, loss.worker)
         self._drop_children(loss.chunk)  # the next attempt makes runs of its own
-        lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone)
+        lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone, loss.charge)
         self._apply(self._state.handle(lost))
 
     # -- the engine's thread: effects out
@@ -597,6 +617,7 @@ class Driver:
                 self._reader.allow(effect.upto - self._offset)
             elif isinstance(effect, state.StopReading):
                 self._reader.stop()
+                self._is_ending()
             elif isinstance(effect, state.Halt):
                 self.transport.halt(effect.lease, effect.chunk, effect.index)
             elif isinstance(effect, state.Grant):
@@ -619,6 +640,8 @@ class Driver:
         elif effect.kind == TIMEOUT:
             index = effect.start
             text = f"it took longer than timeout={self.rules.timeout:g} s, and went on when stopped"
+            if self._still:
+                text += f"; it still runs on {self._still[-1]}"
             failure = Failure(index, TIMEOUT, "InputTimeout", text)
             failure.input = load_repr(self._packed(index, index + 1))
             failure.attempts = self._state.attempts(index)
@@ -709,22 +732,39 @@ class Driver:
         """Return the number of inputs in each status."""
         return dict(self.transport.engine.wait_for(self._state.counts))
 
-    def cancel(self, index: int = -1) -> None:
-        """Cancel one input, or all."""
+    def cancel(self, index: int = -1, *, now: bool = False) -> None:
+        """Cancel one input, or all; with `now` what runs gets no time to stop."""
         if index >= 0:
             self.singled.add(index)
-        self.transport.engine.call(self._cancel, index)
+        self.transport.engine.call(self._cancel, index, now)
 
-    def _cancel(self, index: int) -> None:
+    def _cancel(self, index: int, now: bool = False) -> None:
         if self.over:
             return
         self._apply(self._state.handle(state.Cancel(index)))
-        if self._state.ending:
-            for child in list(self.children.values()):
-                child.cancel()
-            call_later = self.transport.engine.loop.call_later
-            call_later(PROMPT, self._stop_waiting)
-            call_later(self.rules.grace, self._grace_over)
+        if index >= 0:
+            self._later(self.rules.grace, self._cancel_over, index)
+        elif now:
+            self._grace_over()
+
+    def _later(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
+        self.transport.engine.loop.call_later(seconds, function, *args)
+
+    def _cancel_over(self, index: int) -> None:
+        """Settle a cancelled input that has not stopped within the grace."""
+        if self.over:
+            return
+        for chunk, flight in self._state.flights.items():
+            if flight.pos <= index < flight.stop:
+                self._give_up(chunk, index)
+                return
+
+    def _is_ending(self) -> None:
+        """Have what the run has left come to its end, within the grace."""
+        for child in list(self.children.values()):
+            child.cancel()
+        self._later(PROMPT, self._stop_waiting)
+        self._later(self.rules.grace, self._grace_over)
 
     def _stop_waiting(self) -> None:
         """Let others have leases in the place of those whose functions do not stop at once."""
@@ -733,8 +773,16 @@ class Driver:
             self.transport.wake()
 
     def _grace_over(self) -> None:
+        if not self.over and not self._graced:
+            self._graced = True
+            chunks = list(self._state.flights)
+            self._given_up.update(chunks)
+            self.transport.force(chunks, self._end_grace)
+
+    def _end_grace(self, fates: dict[int, str]) -> None:
         if not self.over:
-            self._given_up.update(self._state.flights)
+            for chunk in self._state.flights:
+                self._goes_on(fates.get(chunk, ENDED))
             self._apply(self._state.handle(state.GraceOver()))
 
     def set_keep_bytes(self, nbytes: int) -> None:
@@ -819,8 +867,16 @@ class Driver:
         )
 
     def _remark(self, slots: int) -> str:
+        if self._still:
+            where = ", ".join(dict.fromkeys(self._still))
+            return f"{len(self._still)} did not stop when asked, and may still run on {where}"
         if self.over:
             return ""
+        silent = self.transport.silent_workers()
+        for lease in {flight.lease for flight in self._state.flights.values()} if silent else ():
+            worker = self.transport.leases[lease].worker if lease in self.transport.leases else ""
+            if worker in silent:
+                return f"the worker {worker} has been silent for {silent[worker]:.0f} s"
         if self.keep and self._state.full:
             megabytes = self._state.unread_bytes >> 20
             return (

@@ -117,7 +117,7 @@ class Again:
 
 @dataclass(slots=True)
 class Overdue:
-    """Input `index` has used up its timeout, and did not end when it was asked to."""
+    """Input `index` has used up its timeout, or was cancelled, and did not end when it was asked."""
 
     chunk: int
     index: int
@@ -145,13 +145,15 @@ class Lost:
     """The lease of a chunk is gone.
 
     `died`: its process is dead. `current`: the lease was at this chunk, the others only waited
-    there. `alone`: no other lease of the process had an input running.
+    there. `alone`: no other lease of the process had an input running. `charge`: whether the death
+    may have been an input's doing; otherwise it was ours.
     """
 
     chunk: int
     died: bool
     current: bool = True
     alone: bool = False
+    charge: bool = True
 
 
 @dataclass(slots=True)
@@ -551,9 +553,14 @@ class RunState:
         if flight is None or not flight.pos <= event.index < flight.stop:
             return
         del self.flights[event.chunk]
-        self._wait(flight.pos, event.index, suspect=flight.careful)
-        self._wait(event.index + 1, flight.stop, suspect=flight.careful)
         if flight.halted:
+            self._settle(flight.pos, flight.stop, out)
+            return
+        for start, stop in ((flight.pos, event.index), (event.index + 1, flight.stop)):
+            self._wait(start, stop, suspect=flight.careful)
+            self._cancel_doomed(start, stop, out)
+        if event.index in self.doomed:
+            self.doomed.discard(event.index)
             self._settle(event.index, event.index + 1, out)
         elif not self._try_again(event.index, TIMEOUT, out):
             self.column[event.index - self.base] = FAILED
@@ -618,7 +625,7 @@ class RunState:
             self._wait(flight.pos, flight.cur)
         if last < flight.stop:
             self._wait(last, flight.stop, suspect=True)
-        if flight.careful and not flight.seen:
+        if not event.charge or (flight.careful and not flight.seen):
             self._wait(flight.cur, last, suspect=True)
             return
         # Its start must be known, and nothing behind it: what was done may have died untold.

@@ -63,6 +63,9 @@ TICK = 0.25
 ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
 
 ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
+# What becomes of a function that did not stop when asked; or the address where it goes on.
+ENDED = ""
+UNSURE = "?"  # it or another one in its process keeps all of them from going on
 WORKING = frozenset({"asked", "open", "paused", "silent"})  # states of leases that are to be had
 
 _clock = time.monotonic
@@ -150,6 +153,7 @@ class Loss:
     alone: bool
     reason: str
     worker: str
+    charge: bool = True  # whether it counts as a death that its inputs may have caused
 
 
 class NearLink(Protocol):
@@ -174,7 +178,9 @@ class Held:
     state: str = "asked"
     link: NearLink | None = None
     process: str = ""
+    pid: int = 0
     worker: str = ""
+    heard: float = 0.0  # when it sent something last
     chunks: deque[int] = field(default_factory=deque)
     known: set[str] = field(default_factory=set)
     owed: int = 0
@@ -255,9 +261,7 @@ class Transport(ABC):
 
     def ensure(self) -> None:
         """Ask for leases while runs want more than there are."""
-        have = sum(
-            held.state in WORKING and not self._is_deaf(held) for held in self.leases.values()
-        )
+        have = sum(self.works(held) for held in self.leases.values())
         room, wanted = self._room()
         if room > have:
             self.ask(room - have)
@@ -267,6 +271,10 @@ class Transport(ABC):
             self.waiting_since = self.waiting_since or _clock()
         else:
             self.waiting_since = None
+
+    def works(self, held: Held) -> bool:
+        """Tell whether a lease is to be had, now or soon."""
+        return held.state in WORKING and not self._is_deaf(held)
 
     def _room(self) -> tuple[int, int]:
         """Return how many leases may work now, and how many are wanted."""
@@ -435,6 +443,7 @@ class Transport(ABC):
             held.link.send(Load(job.blob.digest, job.blob.sources, job.blob.frames))
         if not held.chunks:
             held.still = 0.0
+            held.heard = _clock()
         held.chunks.append(chunk)
         self.routes[chunk] = (held, job)
         self.using[job.handle][held.name] += 1
@@ -443,6 +452,10 @@ class Transport(ABC):
 
     def _place_suspects(self) -> None:
         """Empty a process for a run that has suspects, and give it them one chunk at a time."""
+        there = {held.process for held in self.leases.values()}
+        for process in [p for p in self.reserved if p not in there]:
+            del self.reserved[process]
+            self.solo.pop(process, None)
         for job in self.jobs:
             if not job.has_suspects():
                 continue
@@ -464,8 +477,9 @@ class Transport(ABC):
 
     def _least_busy(self) -> str:
         load: Counter[str] = Counter()
+        deaf = {held.process for held in self.leases.values() if self._is_deaf(held)}
         for held in self.leases.values():
-            if held.state == "open" and held.process not in self.reserved:
+            if held.state == "open" and held.process not in {*self.reserved, *deaf}:
                 load[held.process] += len(held.chunks)
         return min(load, key=lambda process: load[process], default="")
 
@@ -502,6 +516,22 @@ class Transport(ABC):
         if held is not None and held.link is not None:
             held.link.send(Stop(chunk, index))
 
+    def force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
+        """End the processes of chunks that did not stop when asked, where they are ours to end.
+
+        Here none is.
+
+        Args:
+            chunks: that are with a lease, or have ended meanwhile.
+            then: is called with what becomes of each: `ENDED`, `UNSURE`, or where it goes on.
+        """
+        routes = {chunk: self.routes.get(chunk) for chunk in chunks}
+        then({chunk: route[0].worker if route else ENDED for chunk, route in routes.items()})
+
+    def silent_workers(self) -> dict[str, float]:
+        """Return for how many seconds workers have been silent that should not be."""
+        return {}
+
     # -- leases
 
     def opened(self, held: Held, link: NearLink) -> None:
@@ -513,6 +543,7 @@ class Transport(ABC):
         """Take one message of a lease's stream."""
         if held.link is not link:
             return
+        held.heard = _clock()
         if isinstance(message, ABOUT_A_CHUNK):
             self._about_a_chunk(held, message)
         elif isinstance(message, Aside):
@@ -565,7 +596,7 @@ class Transport(ABC):
             for job in list(self.jobs):
                 job.fail(error)
             return
-        held.process, held.worker = message.boot, message.worker
+        held.process, held.pid, held.worker = message.boot, message.pid, message.worker
         held.known.update(message.known)
         held.state = "open"
         self.trouble = ""
@@ -589,7 +620,7 @@ class Transport(ABC):
         self.lose([held], died=False, reason="the connection to its worker was lost")
         self.gone(held)
 
-    def lose(self, leases: list[Held], *, died: bool, reason: str) -> None:
+    def lose(self, leases: list[Held], *, died: bool, reason: str, charge: bool = True) -> None:
         """Tell the runs what was lost with leases of one process that ended together."""
         alone = sum(bool(held.chunks) for held in leases) == 1
         for held in leases:
@@ -597,7 +628,7 @@ class Transport(ABC):
             for at, chunk in enumerate(list(held.chunks)):
                 route = self._drop_chunk(chunk)
                 if route is not None:
-                    loss = Loss(chunk, died, at == 0, alone, reason, held.worker)
+                    loss = Loss(chunk, died, at == 0, alone, reason, held.worker, charge)
                     route[1].lost(loss)
             if died:
                 self.solo.pop(process, None)
@@ -608,9 +639,6 @@ class Transport(ABC):
     def gone(self, held: Held) -> None:
         """Forget a lease that has ended."""
         self.leases.pop(held.name, None)
-        if not any(h.process == held.process for h in self.leases.values()):
-            self.solo.pop(held.process, None)
-            self.reserved.pop(held.process, None)
         self.wake()
 
     def fail(self, error: BaseException) -> None:

@@ -63,13 +63,19 @@ class Shipped:
     def __reduce__(self) -> Any:
         return _rebuild_args(*self.parts)
 
-    def __call__(self, *args: Any) -> Any:
-        """Import the modules if that was not done yet, and call the function."""
+    def __call__(self, *args: Any, dask_worker: Any = None) -> Any:
+        """Import the modules if that was not done yet, and call the function.
+
+        Dask's `Client.run` gives a parameter of this name the worker, or nanny, that it runs on;
+        the function takes it first.
+        """
         _source, texts, module, name = self.parts
         if module not in sys.modules and not any(
             module in getattr(finder, "texts", ()) for finder in sys.meta_path
         ):
             sys.meta_path.append(Finder(texts))
+        if dask_worker is not None:
+            args = (dask_worker, *args)
         return getattr(importlib.import_module(module), name)(*args)
 
 

@@ -5,13 +5,13 @@ import os
 import signal
 
 import pytest
-from distributed import Client, Nanny, get_worker
+from distributed import Client, get_worker
 from distributed.comm.core import connect, listen
 from helpers.processes import wait_until
 
 from nbmap.cluster import relay
 from nbmap.cluster.far import LEASE_KEY
-from nbmap.cluster.local import WatchedNanny
+from nbmap.cluster.nannies import watch
 
 
 def test_workers_tell_which_tasks_wait_for_a_thread(existing):
@@ -177,12 +177,34 @@ def test_messages_for_a_side_that_does_not_read_do_not_pile_up(address):
 
 
 def test_nannies_learn_how_their_worker_ended(existing):
-    """Nanny._on_worker_exit_sync gets the exit code while worker_address is still known."""
-    assert hasattr(Nanny, "_on_worker_exit_sync")
-    cluster = existing(workers=1, worker_class=WatchedNanny)
+    """Nanny.process.on_exit is called with the exit code, while worker_address is still known."""
+    cluster = existing(workers=1)
+    ends = []
     with Client(cluster, set_as_default=False) as client:
+        [nanny] = cluster.workers.values()
+        assert callable(nanny.process.on_exit)
+        assert watch(nanny, "nbmap-contract")
+        client.subscribe_topic("nbmap-contract", lambda event: ends.append(event[1]))
+        for _ in range(2):  # its successor is watched, too
+            before = len(ends)
+            pid = client.submit(os.getpid, pure=False).result()
+            address = nanny.worker_address
+            assert nanny.pid == pid
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda n=before: len(ends) > n)
+            assert (ends[-1]["ended"], ends[-1]["code"]) == (address, -signal.SIGKILL)
+            assert ends[-1]["limit"] == nanny.memory_manager.memory_limit
+            client.wait_for_workers(1)
+
+
+def test_nannies_tell_of_workers_that_they_end_for_their_memory(existing):
+    """The topic worker-restart-memory has the worker's address and the memory that it had."""
+    told = []
+    cluster = existing(workers=1, memory_limit="250MiB")
+    with Client(cluster, set_as_default=False) as client:
+        client.subscribe_topic("worker-restart-memory", lambda event: told.append(event[1]))
         address = next(iter(client.scheduler_info()["workers"]))
-        pid = client.submit(os.getpid).result()
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: address in WatchedNanny.exits)
-    assert "signal 9 (SIGKILL)" in WatchedNanny.exits[address]
+        client.submit(lambda: b"x" * (400 << 20))
+        wait_until(lambda: told)
+    assert told[0]["worker"] == address
+    assert told[0]["rss"] > 200 << 20
