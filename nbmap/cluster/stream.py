@@ -144,7 +144,7 @@ class Streams:
         if self._is_relayed(place):
             return await self._relay(place, lease, CONNECT)
         try:
-            comm = await connect(place.address, timeout=CONNECT, **self._security)
+            comm = await _reach(place.address, CONNECT, self._security)
         except OSError as error:
             if self._carrier == "direct" or not await self._is_there(place):
                 raise
@@ -257,7 +257,7 @@ class Streams:
                 host, port = get_address_host_port(address)
                 _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), ALIVE)
                 writer.close()
-            comm = await connect(address, timeout=ALIVE, **self._security)
+            comm = await _reach(address, ALIVE, self._security)
             await comm.write({"op": _operation(), "lease": "", "reply": False})
             return await _is_boot(comm, boot_id)
         except OSError:
@@ -274,6 +274,11 @@ class Streams:
             return await _is_boot(comm, boot_id)
         except OSError:
             return False
+
+
+async def _reach(address: str, seconds: float, security: dict[str, Any]) -> Any:
+    """Connect to a worker; Dask's connect waits for ever where one is stopped that had a socket."""
+    return await asyncio.wait_for(connect(address, timeout=seconds, **security), seconds)
 
 
 async def _is_boot(comm: Any, boot_id: str) -> bool:

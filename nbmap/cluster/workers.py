@@ -137,6 +137,7 @@ class Workers:
         for address in addresses:
             worker = info["workers"].get(address)
             if worker is None:
+                self._seen.pop(address, None)
                 missing(address)
             elif self._seen.get(address, ("", 0.0))[0] != worker["last_seen"]:
                 self._seen[address] = (worker["last_seen"], now)

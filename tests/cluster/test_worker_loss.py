@@ -1,0 +1,180 @@
+"""Workers that die, stop answering, or run out of memory, and who is to blame for it."""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from helpers import dasks
+from helpers.processes import wait_until
+
+import nbmap
+from nbmap.cluster import leases, workers
+
+
+@pytest.fixture(params=["own", "two_workers"])
+def anywhere(request):
+    """Nbmap's own cluster, and one that it did not start, each with two processes."""
+    cluster = request.getfixturevalue(request.param)
+    return None if request.param == "own" else cluster
+
+
+DEATHS = {
+    "signal 9 (SIGKILL)": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "signal 11 (SIGSEGV)": lambda: ctypes.string_at(0),
+    "exit code 3": lambda: os._exit(3),
+}
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_f5_the_input_that_kills_its_worker_is_lost_alone(anywhere, folder, how):
+    """Its failure tells how the process ended; 20 innocents succeed; at most 3 processes die."""
+    die = DEATHS[how]
+
+    def work(x):
+        if x == 7:
+            (Path(folder) / f"{os.getpid()}-{time.time_ns()}").touch()
+            die()
+        time.sleep(0.01)
+        return x
+
+    run = nbmap.remote(work, cluster=anywhere).map(range(21), return_exceptions=True)
+    out = list(run)
+    assert out[:7] + out[8:] == [*range(7), *range(8, 21)]
+    assert isinstance(out[7], nbmap.WorkerLost)
+    assert how in str(out[7])
+    assert [(f.index, f.kind) for f in run.failures] == [(7, "lost")]
+    assert len(list(Path(folder).iterdir())) <= 3
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_f5_an_input_that_takes_too_much_memory_is_lost_alone(existing, ours):
+    """Its failure tells the memory that it used, and the limit."""
+    if ours:
+        nbmap.stop()
+        nbmap.start(workers=2, memory="300MiB")
+        cluster = None
+    else:
+        cluster = existing(workers=2, memory_limit="300MiB")
+
+    def work(x):
+        if x == 3:
+            hog = []
+            while True:
+                hog.append(os.urandom(8 << 20))
+                time.sleep(0.02)
+        return x
+
+    try:
+        out = list(nbmap.remote(work, cluster=cluster).map(range(21), return_exceptions=True))
+    finally:
+        if ours:
+            nbmap.stop()
+    assert out[:3] + out[4:] == [*range(3), *range(4, 21)]
+    assert isinstance(out[3], nbmap.WorkerLost)
+    assert "MiB of memory, of a limit of 300 MiB" in str(out[3])
+
+
+def test_lost_attempts_are_not_charged_to_retries(anywhere, folder):
+    """A worker's death costs no retry: the user's own failure is still tried again once."""
+
+    def work(x):
+        tries = len(list(Path(folder).iterdir()))
+        (Path(folder) / str(tries)).touch()
+        if tries < 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if tries < 2:
+            raise ValueError(x)
+        return x
+
+    handle = nbmap.remote(work, cluster=anywhere, worker_losses=3)
+    handle = handle.with_options(retries=nbmap.Retries(1, initial_delay=0.01))
+    run = handle.map([5])
+    assert list(run) == [5]
+    [row] = run.records()
+    assert row["attempts"] == 3
+
+
+def test_a_lease_that_waits_for_a_dead_worker_is_asked_for_again(folder):
+    """Both slots of our own cluster are had, though one's worker died before it got its lease."""
+    nbmap.stop()
+    nbmap.start(workers=2)
+    try:
+        pids = nbmap.remote(lambda _: (time.sleep(0.2), os.getpid())[1])
+        first, second = sorted(set(pids.map(range(4))))
+        time.sleep(2 * 2.0 + 0.5)  # the leases are given back
+        os.kill(first, signal.SIGSTOP)
+
+        def meet(x):
+            (Path(folder) / str(x)).touch()
+            while len(list(Path(folder).iterdir())) < 2:
+                time.sleep(0.01)
+            return os.getpid()
+
+        run = nbmap.remote(meet).map(range(2))
+        wait_until(lambda: run.counts["running"] == 1)
+        os.kill(first, signal.SIGKILL)
+        assert len(set(run)) == 2
+        assert second in set(run)
+    finally:
+        nbmap.stop()
+
+
+def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_ignored(tmp_path):
+    """Dask gives it up after worker-ttl; its input runs elsewhere, and has one outcome."""
+
+    def work(x):
+        (tmp_path / f"{x}-{os.getpid()}").touch()
+        until = time.monotonic() + 60
+        if x == 0 and len(list(tmp_path.glob("0-*"))) == 1:
+            while not (tmp_path / "go").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+        (tmp_path / f"ended-{x}-{os.getpid()}").touch()
+        return x, os.getpid()
+
+    ttl = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}
+    with (
+        dasks.scheduler(tmp_path, env=ttl) as (_, path),
+        dasks.worker(path, "--no-nanny") as one,
+        dasks.worker(path, "--no-nanny") as two,
+        nbmap.connect(str(path)),
+    ):
+        dasks.wait_for_workers(path, 2)
+        run = nbmap.remote(work).map(range(8))
+        wait_until(lambda: run.counts["done"] >= 1 and list(tmp_path.glob("0-*")))
+        [first] = tmp_path.glob("0-*")
+        pid = int(first.name.partition("-")[2])
+        assert pid in {one.pid, two.pid}
+        os.kill(pid, signal.SIGSTOP)
+        out = run.results()
+        (tmp_path / "go").touch()
+        os.kill(pid, signal.SIGCONT)
+        assert [x for x, _ in out] == list(range(8))
+        assert out[0][1] != pid
+        time.sleep(1)  # for what it has to say now
+        assert run.results() == out
+        assert run.failures == []
+
+
+def test_f8_the_view_says_since_when_a_worker_is_silent(two_workers, folder, monkeypatch):
+    """While Dask still waits for it, the run's line names it."""
+    monkeypatch.setattr(leases, "QUIET", 1.0)
+    monkeypatch.setattr(workers, "SILENT", 2.0)
+
+    def work(_):
+        (Path(folder) / str(os.getpid())).touch()
+        while not (Path(folder) / "go").exists():
+            time.sleep(0.01)
+
+    run = nbmap.remote(work, cluster=two_workers).map([0])
+    wait_until(lambda: list(Path(folder).iterdir()))
+    pid = int(next(Path(folder).iterdir()).name)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: "has been silent for" in run.snapshot().note)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    (Path(folder) / "go").touch()
+    assert list(run) == [None]
