@@ -1,6 +1,5 @@
 """Calls that were started and go on: spawn, gather, for_each; handles used by several threads."""
 
-import _thread
 import asyncio
 import logging
 import os
@@ -19,6 +18,7 @@ from helpers.files import (
     touch,
     wait_until,
 )
+from helpers.interrupts import interrupt_when
 
 import nbmap
 
@@ -515,13 +515,10 @@ def test_s14_an_interrupt_of_gather_cancels_the_calls(transport, folder):
 
     calls = [endless.spawn(x) for x in range(2)]
 
-    def interrupt():
-        await_file(folder, "0")
-        _thread.interrupt_main()
-
-    threading.Thread(target=interrupt).start()
+    thread = interrupt_when(lambda: there(folder, "0"))
     with pytest.raises(KeyboardInterrupt):
         nbmap.gather(*calls)
+    thread.join(60)
     for call in calls:
         with pytest.raises(nbmap.InputCancelled):
             call.get(timeout=60)

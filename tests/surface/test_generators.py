@@ -4,7 +4,6 @@ import asyncio
 import functools
 import itertools
 import os
-import signal
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from helpers.files import (
     touch,
     wait_until,
 )
+from helpers.interrupts import interrupt_when
 
 import nbmap
 
@@ -823,20 +823,8 @@ def is_paused(folder):
 def test_s19_an_interrupt_closes_the_remote_generator(transport, folder, way):
     """Ctrl-C in the thread that waits for the next output."""
     handle = tidy(folder, endless=False)
-    main = threading.main_thread()
-
-    def watch():
-        await_file(folder, "count-2")
-        wait_until(lambda: got or way == "index", "its first output to be handed out")
-        wait_until(
-            lambda: sys._current_frames()[main.ident].f_code.co_filename == threading.__file__,
-            "the main thread to wait",
-        )
-        signal.pthread_kill(main.ident, signal.SIGINT)
-
     got = []
-    thread = threading.Thread(target=watch)
-    thread.start()
+    thread = interrupt_when(lambda: there(folder, "count-2") and (got or way == "index"))
     with pytest.raises(KeyboardInterrupt):
         if way == "iterate":
             got.extend(handle.map([2]))

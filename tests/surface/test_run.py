@@ -1,7 +1,5 @@
 """The Run: looking at outcomes, and cancelling."""
 
-import signal
-import sys
 import threading
 
 import pytest
@@ -17,6 +15,7 @@ from helpers.files import (
     touch,
     wait_until,
 )
+from helpers.interrupts import interrupt_when
 
 import nbmap
 
@@ -450,23 +449,6 @@ def test_s25_a_cancelled_run_that_keeps_nothing_raises_too(transport, folder):
 
 
 # Interrupting
-
-
-def interrupt_when(ready):
-    """Interrupt the main thread, as Ctrl-C does, once it is ready and waits in a condition."""
-    main = threading.main_thread()
-
-    def watch():
-        wait_until(ready, "to be ready")
-        wait_until(
-            lambda: sys._current_frames()[main.ident].f_code.co_filename == threading.__file__,
-            "the main thread to wait",
-        )
-        signal.pthread_kill(main.ident, signal.SIGINT)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
 
 
 @pytest.mark.parametrize("way", ["iterate", "index", "wait", "call"])
