@@ -19,11 +19,12 @@ import pickle
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -88,9 +89,9 @@ def dump(value: Any, near: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
     return _dump_by_value(value) if near.search(frames[0]) else frames
 
 
-def _dump_by_value(value: Any, pickler: Callable[..., Any] = cloudpickle.Pickler) -> Frames:
+def _dump_by_value(value: Any, pickler: Callable[..., Any] | None = None) -> Frames:
     with _lock, _beside_by_value():
-        return _dump(pickler, value)
+        return _dump(pickler or _ByValuePickler, value)
 
 
 def _dump(pickler: Callable[..., Any], value: Any) -> Frames:
@@ -199,6 +200,28 @@ def concat(packs: Sequence[Pack]) -> Pack:
     return join(pieces)
 
 
+# --- by value --------------------------------------------------------------------------------
+
+
+def _reduce_code(code: CodeType) -> tuple[Any, tuple[Any, ...]]:
+    """Reduce code as cloudpickle does, with the name of its file.
+
+    From 3.1.3 on cloudpickle writes another in its place, so that pickles don't depend on where a
+    function was defined; a traceback could then show no line of it.
+    """
+    make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    file = {"<dynamic-code>": code.co_filename}
+    return make, tuple(file.get(arg, arg) if type(arg) is str else arg for arg in args)
+
+
+class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles functions and classes so that their tracebacks still tell where they are from."""
+
+    dispatch_table: ClassVar[Mapping[type, Any]] = ChainMap(
+        {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 # --- exceptions ------------------------------------------------------------------------------
 
 
@@ -213,13 +236,13 @@ class _OwnReduce(dict[type, Any]):
     def __missing__(self, kind: type) -> Any:
         if issubclass(kind, BaseException):
             raise KeyError(kind)
-        return cloudpickle.Pickler.dispatch_table[kind]
+        return _ByValuePickler.dispatch_table[kind]
 
 
-class _ExceptionPickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _ExceptionPickler(_ByValuePickler):
     """Pickles exceptions as their own classes say."""
 
-    dispatch_table = _OwnReduce()
+    dispatch_table: ClassVar[Mapping[type, Any]] = _OwnReduce()
 
 
 # A larger exception is told in text only: it would be kept for each failed input.
@@ -329,7 +352,7 @@ class _RefusedError(pickle.PicklingError):
     """What is refused though it could be pickled; its text is a sentence."""
 
 
-class _FunctionPickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _FunctionPickler(_ByValuePickler):
     """Refuses what cloudpickle would copy silently though the copy is of no use elsewhere."""
 
     def reducer_override(self, obj: Any) -> Any:

@@ -580,6 +580,17 @@ def test_a_frozen_function_comes_back_with_its_keywords():
     assert function(1, **kwargs) == 6
 
 
+def test_functions_keep_the_name_of_their_file_however_they_travel():
+    """With the functions inside them; tracebacks find the lines of a cell by it."""
+    names = {}
+    exec(compile("def f():\n    return lambda: 0", "<cell-7>", "exec"), names)
+    frozen, _ = load(freeze(names["f"], {}).frames)
+    error = ValueError(names["f"])
+    for function in (frozen, load(dump(names["f"])), load(dump(error)).args[0]):
+        assert function.__code__.co_filename == "<cell-7>"
+        assert function().__code__.co_filename == "<cell-7>"
+
+
 def test_equal_functions_have_equal_digests():
     """The same function frozen twice is found on the worker by its digest."""
     function = by_value(lambda x: SCALE * x)
