@@ -42,7 +42,7 @@ lint: .venv/.test
 	$(VENV) -m ruff check .
 	$(VENV) -m mypy
 
-test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test | chromium
+test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test | chromium
 	$(VENV) -m pytest -m 'not chaos' $(ARGS)
 
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
@@ -89,10 +89,13 @@ clean:
 	@$(VENV) $(PIP_INSTALL) -e '.[test]'
 	@touch .venv/.demo .venv/.lab $@
 
-# A worker's environment that has no nbmap, with the same Python.
+# A worker's environment that has no nbmap, with the same Python; and an older cloudpickle, to be
+# put before its own by PYTHONPATH.
 .venv-bare/.test: pyproject.toml | .venv/.test
 	@$(call make-venv,$(VENV),.venv-bare)
 	@.venv-bare/bin/python $(PIP_INSTALL) distributed cloudpickle
+	@rm -rf .venv-bare/cloudpickle-2
+	@$(VENV) $(PIP_INSTALL) --no-deps --target .venv-bare/cloudpickle-2 'cloudpickle==2.*'
 	@touch $@
 
 # A kernel's environment as users have it: nbmap from its wheel, and the oldest ipykernel that we

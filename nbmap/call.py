@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from typing import Any
 
+from .engine.interrupts import Gate, start_thread
 from .engine.model import CANCELLED, Failure
 from .engine.pickling import safe_repr
-from .errors import InputCancelled, misuse
-from .run import Run, check_wait
+from .errors import InputCancelled, interrupt, misuse
+from .run import Run, cancelled_task, check_wait, stop_interrupted
 from .twins import twin
 from .view import render, watch
 
@@ -72,9 +72,8 @@ class Call:
         outcomes = self._driver.outcomes
         try:
             await outcomes.until(outcomes.ended(0), timeout)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        except asyncio.CancelledError as error:
+            raise cancelled_task(error, self._driver) from None
         return self._ended_output(timeout)
 
     result = get
@@ -135,10 +134,13 @@ class Call:
 
     @exception.awaitable
     async def _exception(self, timeout: float | None = None) -> BaseException | None:  # noqa: ASYNC109
-        with suppress(TimeoutError):
-            await self._driver.outcomes.until(self._driver.outcomes.ended(0), timeout)
-        error: BaseException | None = self.exception(0)
-        return error
+        outcomes = self._driver.outcomes
+        try:
+            await outcomes.until(outcomes.ended(0), timeout)
+        except asyncio.CancelledError as error:
+            raise cancelled_task(error, self._driver) from None
+        raised: BaseException | None = self.exception(0)
+        return raised
 
     def cancel(self) -> bool:
         """Cancel it; returns at once, and tells whether it had not ended.
@@ -158,8 +160,7 @@ class Call:
             self._callbacks.append(function)
             if not self._listening:
                 self._listening = True
-                name = "nbmap-callbacks"
-                threading.Thread(target=self._call_back, name=name, daemon=True).start()
+                start_thread("nbmap-callbacks", self._call_back)
 
     def _call_back(self) -> None:
         self._driver.outcomes.get(0)
@@ -211,13 +212,20 @@ def gather(*calls: Call, return_exceptions: bool = False) -> list[Any]:
         return [_value(call, return_exceptions) for call in calls]
     except KeyboardInterrupt:
         for call in calls:
-            call.cancel()
-        raise
+            stop_interrupted(call._driver)  # noqa: SLF001
+        ended = sum(call.done() and not call.cancelled() for call in calls)
+        told = f"gather cancelled: {ended} of {len(calls)} calls had ended"
+        raise interrupt(told) from None
 
 
 async def _gather(*calls: Call, return_exceptions: bool = False) -> list[Any]:
     _check(calls)
-    return await asyncio.gather(*calls, return_exceptions=return_exceptions)
+    try:
+        return await asyncio.gather(*calls, return_exceptions=return_exceptions)
+    except asyncio.CancelledError:
+        for call in calls:  # also those that nobody had begun to await
+            call.cancel()
+        raise
 
 
 gather.aio = _gather  # type: ignore[attr-defined]
@@ -238,17 +246,17 @@ def _value(call: Call, as_value: bool) -> Any:
 def _first_failure(calls: tuple[Call, ...]) -> None:
     """Raise what the first call to fail raised, as soon as it does."""
     __tracebackhide__ = True
-    changed = threading.Event()
-    stops = [call._driver.outcomes.listen(changed.set) for call in calls]  # noqa: SLF001
+    gate = Gate()
+    stops = [call._driver.outcomes.listen(gate.open) for call in calls]  # noqa: SLF001
     try:
         waiting = list(calls)
         while waiting:
-            changed.clear()
+            gate.shut()
             for call in [call for call in waiting if call.done()]:
                 waiting.remove(call)
                 call.get()
             if waiting:
-                changed.wait(0.5)
+                gate.wait(0.5)
     finally:
         for stop in stops:
             stop()

@@ -87,6 +87,28 @@ def misuse(message: str) -> TypeError:
     return _Misuse(message)
 
 
+class _Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt that says what it has stopped, wherever in nbmap it came."""
+
+    _render_traceback_ = _in_a_notebook
+
+    def __reduce__(self) -> tuple[type[KeyboardInterrupt], tuple[object, ...]]:
+        return KeyboardInterrupt, self.args
+
+
+_Interrupt.__name__ = _Interrupt.__qualname__ = "KeyboardInterrupt"
+_Interrupt.__module__ = "builtins"
+
+
+def interrupt(message: str) -> KeyboardInterrupt:
+    """Return what is raised in the place of an interrupt that came while nbmap was at work.
+
+    Args:
+        message: what was stopped, and what still runs.
+    """
+    return _Interrupt(message)
+
+
 class OptionError(NbmapError, ValueError):
     """An option is unknown, or its value is wrong; raised before anything runs."""
 

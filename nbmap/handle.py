@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 import threading
+import time
 import uuid
 import warnings
 import weakref
@@ -25,7 +26,8 @@ from .engine.driver import Driver, Rules
 from .engine.model import CALL, EACH, SPREAD, Ask, Blob
 from .engine.pickling import CannotPickleError, freeze, largest_variable, safe_repr
 from .engine.reading import FromAsync
-from .errors import OptionError, RunError, Unpicklable, misuse
+from .engine.transport import Pending, Transport
+from .errors import OptionError, RunError, Unpicklable, interrupt, misuse
 from .options import NAMES, Options, Retries, check, check_max_failures, resolve
 from .run import Run, enlist
 from .view import watch
@@ -126,7 +128,11 @@ class _Method:
         __tracebackhide__ = True
         if standin.current() is not None:
             return self._in_remote_code()(*args, **kwargs)
-        return self._function(*args, **kwargs)
+        try:
+            return self._function(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            # Where in nbmap it came helps nobody.
+            raise (error if error.args else interrupt(f"in {self._name}")) from None
 
     @property
     def aio(self) -> Callable[..., Any]:
@@ -262,7 +268,7 @@ class RemoteFunction:
         __tracebackhide__ = True
         if standin.current() is not None:
             return self._function(*args, **kwargs)
-        return (self._remote_gen if self._stream else self._remote)(*args, **kwargs)
+        return (self.remote_gen if self._stream else self.remote)(*args, **kwargs)
 
     def local(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the function here, in this process."""
@@ -284,10 +290,12 @@ class RemoteFunction:
         __tracebackhide__ = True
         self._must_not_yield("remote")
         run = self._one(args, kwargs)
-        try:
-            return run[0]
-        finally:
-            watch.settle(run._driver)  # noqa: SLF001
+        with run._waiting():  # noqa: SLF001 - an interrupt may come before it waits
+            try:
+                return run[0]
+            finally:
+                if run.done():
+                    watch.settle(run._driver)  # noqa: SLF001
 
     async def _remote_aio(self, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -316,8 +324,9 @@ class RemoteFunction:
         __tracebackhide__ = True
         self._must_not_yield("spawn")
         run = self._one(args, kwargs)
-        enlist(run)
-        return Call(run)
+        with run._waiting():  # noqa: SLF001 - an interrupt may come at any instant
+            enlist(run)
+            return Call(run)
 
     async def _spawn_aio(self, /, *args: Any, **kwargs: Any) -> Call:
         self._must_not_yield("spawn")
@@ -378,9 +387,10 @@ class RemoteFunction:
     def _one(self, args: Any, kwargs: Any, *, keep: bool = True, soon: bool = False) -> Run:
         driver = self._driver(CALL, iter(()), {}, total=1, keep=keep, soon=soon)
         run = Run(driver, ordered=not self._stream)
-        (watch.begin_unseen if nested.is_serving() else watch.begin_quietly)(driver)
-        driver.start_with([(args, kwargs)])
-        return run
+        with run._waiting():  # noqa: SLF001 - an interrupt may come at any instant
+            (watch.begin_unseen if nested.is_serving() else watch.begin_quietly)(driver)
+            driver.start_with([(args, kwargs)])
+            return run
 
     # -- many
 
@@ -534,8 +544,10 @@ class RemoteFunction:
             >>> nbmap.remote(print).for_each(["a", "b"])  # doctest: +SKIP
         """
         __tracebackhide__ = True
-        for _ in self._for_each_run("for_each", iterables, kwargs, ignore_exceptions, unknown):
-            pass
+        run = self._for_each_run("for_each", iterables, kwargs, ignore_exceptions, unknown)
+        with run._waiting():  # noqa: SLF001 - an interrupt may come before it waits
+            for _ in run:
+                pass
 
     async def _for_each_aio(
         self,
@@ -628,9 +640,10 @@ class RemoteFunction:
 
     def _begin(self, run: Run) -> None:
         driver = run._driver  # noqa: SLF001 - made by this
-        enlist(run)
-        (watch.begin_unseen if nested.is_serving() else watch.begin)(driver)
-        driver.start()
+        with run._waiting():  # noqa: SLF001 - an interrupt may come at any instant
+            enlist(run)
+            (watch.begin_unseen if nested.is_serving() else watch.begin)(driver)
+            driver.start()
 
     def _again(self, run: Run) -> Run:
         """Run what a run did not do, with this handle; see `Run.retry`."""
@@ -696,8 +709,9 @@ class RemoteFunction:
         if total == 0:
             transport = connect.nowhere()
         else:
-            find = connect.transport_soon if soon else connect.transport_for
-            transport = find(options.cluster)
+            transport = connect.transport_soon(options.cluster)
+            if isinstance(transport, Pending) and not soon:
+                transport = _arrived(transport)
         rules = Rules(
             handle=id(self),
             name=self.__name__,
@@ -868,6 +882,24 @@ def _asked_for(request: Mapping[str, Any]) -> RemoteFunction:
     if isinstance(named, RemoteFunction):
         return named
     return RemoteFunction(function, check(options))
+
+
+def _arrived(pending: Pending) -> Transport:
+    """Wait for a cluster.
+
+    It is started, or reached, on a thread: an interrupt must not leave a part of one behind, and
+    the next map takes what has been started.
+    """
+    __tracebackhide__ = True
+    try:
+        while pending._arrived is None:  # noqa: SLF001
+            if pending._error is not None:  # noqa: SLF001
+                raise pending._error  # noqa: SLF001
+            time.sleep(0.005)
+    except KeyboardInterrupt:
+        msg = "nothing was started; the cluster was on its way and will be there for the next map"
+        raise interrupt(msg) from None
+    return pending._arrived  # noqa: SLF001
 
 
 def _outside() -> int:

@@ -6,7 +6,6 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import contextmanager
 from itertools import chain, repeat
 from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar, overload
@@ -37,6 +36,7 @@ from .errors import (
     Unpicklable,
     UserCodeException,
     WorkerLost,
+    interrupt,
     misuse,
 )
 from .twins import twin
@@ -83,6 +83,9 @@ def enlist(run: Run) -> None:
 
 
 _Outputs = TypeVar("_Outputs")
+
+_TRACEBACK = BaseException.__dict__["__traceback__"]  # which a class may hide
+MOMENT = 0.2  # seconds that an interrupt waits for functions that stop at once, to tell of them
 
 
 class _Cursor:
@@ -177,9 +180,8 @@ class Run:
                     return
                 for output in batch:
                     yield output
-        except asyncio.CancelledError:
-            self._driver.cancel()
-            raise
+        except asyncio.CancelledError as error:
+            raise cancelled_task(error, self._driver) from None
 
     def _batches(self, cursor: _Cursor) -> Iterator[list[Any]]:
         """Yield the outputs as the run was made to hand them out, as many at once as are there."""
@@ -530,9 +532,8 @@ class Run:
         outcomes = self._driver.outcomes
         try:
             return await outcomes.until(outcomes.over, timeout)
-        except asyncio.CancelledError:
-            self._driver.cancel()
-            raise
+        except asyncio.CancelledError as error:
+            raise cancelled_task(error, self._driver) from None
 
     def cancel(self, index: int | None = None) -> None:
         """Cancel the run, or one input; returns at once.
@@ -651,19 +652,9 @@ class Run:
             msg = f"{what} needs outputs that are kept, and this run keeps none; map with keep=True"
             raise RunError(msg)
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """Cancel the run where the user interrupts, or closes the iterator of one that keeps none."""
-        __tracebackhide__ = True
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._driver.cancel()
-            raise
-        except GeneratorExit:
-            if not self._driver.keep:
-                _cancel_rest(self._driver)
-            raise
+    def _waiting(self) -> Waiting:
+        """Return what cancels the run where the user interrupts what is done in it."""
+        return Waiting(self._driver)
 
     def _raise_how_it_ended(self, *, as_values: bool) -> None:
         __tracebackhide__ = True
@@ -690,8 +681,7 @@ class Run:
         if failure.kind != USER or not self._wrap:
             return error
         wrapped = UserCodeException(error)
-        wrapped.__traceback__ = error.__traceback__
-        return wrapped
+        return wrapped.with_traceback(_TRACEBACK.__get__(error))
 
     def _as_raised(self, failure: Failure, index: int) -> BaseException:
         """Return what to raise: the user's exception, unless raising it would mean another thing.
@@ -713,8 +703,78 @@ class Run:
             name = self._driver.name
             error = self._errors[index] = build_exception(failure, index, name, call=call)
         if failure.kind == USER:
-            error.__traceback__ = remote_traceback(failure.stack)
+            _TRACEBACK.__set__(error, remote_traceback(failure.stack))
         return error
+
+
+class Waiting:
+    """Cancels a run where the user interrupts, or closes the iterator of one that keeps none.
+
+    The interrupt is raised anew, with a message, so that its traceback ends at the user's line.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        __tracebackhide__ = True
+        if isinstance(error, KeyboardInterrupt):
+            raise interrupted(error, self._driver) from None
+        if isinstance(error, GeneratorExit) and not self._driver.keep:
+            _cancel_rest(self._driver)
+
+
+def stop_interrupted(driver: Driver) -> None:
+    """Cancel a run; if it was cancelled before and goes on, end its grace."""
+    driver.cancel(now=driver.ending != "running")
+
+
+def interrupted(error: KeyboardInterrupt, driver: Driver) -> KeyboardInterrupt:
+    """Cancel a run and return what is to be raised in the place of an interrupt."""
+    if error.args:  # it has come through here, further in
+        return error.with_traceback(None)
+    if driver.over:
+        return interrupt(f"{_which(driver)} had ended")
+    try:
+        stop_interrupted(driver)
+        if driver.outcomes.wait(MOMENT):
+            watch.settle(driver)
+        return interrupt(f"{_which(driver)} cancelled{_how_far(driver)}")
+    except KeyboardInterrupt:
+        driver.cancel(now=True)  # it was interrupted twice
+        return interrupt(f"{_which(driver)} cancelled")
+
+
+def cancelled_task(error: asyncio.CancelledError, driver: Driver) -> asyncio.CancelledError:
+    """Cancel the run that a cancelled task has waited for, and return what to raise.
+
+    What has cancelled the task may look for its own words, and for this very class.
+    """
+    driver.cancel()
+    told = f"{_which(driver)} cancelled"
+    new = asyncio.CancelledError(*(error.args or (told,)))
+    new._render_traceback_ = [f"CancelledError: {told}"].copy  # type: ignore[attr-defined]
+    return new
+
+
+def _which(driver: Driver) -> str:
+    return f"{'call' if driver.style == CALL else 'run'} of {render.plain(driver.name, 60)}"
+
+
+def _how_far(driver: Driver) -> str:
+    """Tell what a cancelled run has done, and what it has still to stop."""
+    counts, parts = driver.counts(), []
+    if driver.style != CALL:
+        of = "" if driver.total is None else f" of {driver.total}"
+        parts.append(f": {counts['done']}{of} done")
+    if running := counts["running"]:
+        which = "it" if driver.style == CALL else running
+        still = "still stops" if running == 1 else "still stop"
+        parts.append(f", {which} {still} (grace {driver.rules.grace:g} s)")
+    return "".join(parts)
 
 
 _COLUMNS = ("input", "status", "output", "failure", "attempts", "worker", "seconds")

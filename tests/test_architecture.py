@@ -25,7 +25,7 @@ LAYERS = [
     ["engine.outcomes", "engine.reading"],
     ["engine.state", "engine.transport", "worker", "view.render", "cluster.gpu"],
     ["engine.pickling"],
-    ["engine.model", "engine.memory", "options", "errors", "twins"],
+    ["engine.model", "engine.memory", "engine.interrupts", "options", "errors", "twins"],
 ]
 # Within a layer: what these may import of the others there; the rest may import any.
 BESIDE = {

@@ -10,6 +10,7 @@ when the user closes theirs.
 from __future__ import annotations
 
 import ast
+import asyncio
 import atexit
 import contextvars
 import importlib
@@ -17,7 +18,6 @@ import json
 import logging
 import multiprocessing
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable
@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..engine.interrupts import start_thread
 from ..engine.transport import InProcess, Pending, Transport
 from ..errors import ClusterError, OptionError
 from ..options import shown
+from ..view import render
 from ..view.watch import in_kernel
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ __all__ = [
 
 logger = logging.getLogger("nbmap")
 
-TIMEOUT = 10.0  # seconds to reach a scheduler
+LISTENS = 5.0  # seconds in which somebody has to listen at an address
+TIMEOUT = 8.0  # seconds in which that has to answer as a scheduler
 LEAST = 64 << 20  # bytes of memory that a worker process may be given
 
 _lock = threading.RLock()
@@ -106,7 +109,7 @@ def transport_soon(cluster: object) -> Transport:
             pending.failed(error)
 
     context = contextvars.copy_context()  # a client may be the current one of this task only
-    threading.Thread(target=context.run, args=(find,), name="nbmap-connect", daemon=True).start()
+    start_thread("nbmap-connect", context.run, find)
     return pending
 
 
@@ -192,7 +195,7 @@ def _from_factory() -> Any:
         except Exception as error:
             msg = (
                 f"the cluster of labextension.factory in Dask's configuration "
-                f"({factory.get('module')}.{factory.get('class')}) can't be made: {error}"
+                f"({factory.get('module')}.{factory.get('class')}) can't be made: {_public(str(error))}"
             )
             raise ClusterError(msg) from error
     return _made[key]
@@ -205,28 +208,28 @@ def _existing(target: Any) -> Transport:
     """Return the transport to a cluster that is there: an address, a file, a client, an object."""
     if isinstance(target, _Factory):
         target = _from_factory()
-    grows_to, cluster = 0, None
+    grows_to = 0
     if isinstance(target, (str, os.PathLike)):
         address, security = _address(os.fspath(target)), None
     elif hasattr(target, "scheduler_address"):  # a Dask cluster object
         address, security = target.scheduler_address, getattr(target, "security", None)
-        cluster, grows_to = target, _maximum(target)
+        grows_to = _maximum(target)
     elif hasattr(target, "scheduler") and hasattr(target, "security"):  # a Dask client
         if target.status != "running":
             msg = f"the Dask client that nbmap was given is {target.status}; make a new one"
             raise ClusterError(msg)
         address, security = target.scheduler.address, target.security
-        cluster, grows_to = target.cluster, _maximum(target.cluster)
+        grows_to = _maximum(target.cluster)
     else:
         msg = (
-            f"cluster={target!r:.80} is none of: 'local', a scheduler's address, a scheduler file, "
-            "a Dask client, a Dask cluster"
+            f"cluster={_shown(target)} is none of: 'local', a scheduler's address, a scheduler "
+            "file, a Dask client, a Dask cluster"
         )
         raise OptionError(msg)
     found = _transports.get(address)
     if found is not None and found.alive():
         return found  # type: ignore[no-any-return]
-    _transports[address] = transport = _connected(address, security, cluster, grows_to)
+    _transports[address] = transport = _connected(address, security, grows_to)
     return transport
 
 
@@ -238,49 +241,137 @@ def _maximum(cluster: Any) -> int:
 
 def _address(text: str) -> str:
     if "://" in text:
-        return text
+        return text.strip()
     if text.endswith(".json") or _is_file(text):
         try:
-            return str(json.loads(Path(text).read_text())["address"])
-        except (OSError, ValueError, KeyError) as error:
-            msg = f"the scheduler file {text!r} can't be read: {error}"
+            address = json.loads(Path(text).read_text())["address"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            msg = f"the scheduler file {text!r} can't be read: {_public(str(error))}"
             raise ClusterError(msg) from error
+        if not isinstance(address, str) or "://" not in address:
+            msg = f"the scheduler file {text!r} has no address but {_shown(address)}"
+            raise ClusterError(msg)
+        return address
     host, colon, port = text.rpartition(":")
     if colon and host and port.isdigit():
         return f"tcp://{text}"
-    msg = f"{text!r} is not a scheduler's address: write it as tcp://host:port or tls://host:port"
+    msg = (
+        f"{_shown(text)} is not a scheduler's address: write it as tcp://host:port or "
+        "tls://host:port"
+    )
     raise ClusterError(msg)
 
 
-def _connected(address: str, security: Any, cluster: Any, grows_to: int) -> Transport:
+def _shown(value: object) -> str:
+    """Return how an error shows what was given for a cluster: of what is no text, only its type.
+
+    It may be a configuration, or a security object, with a password in it.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if not isinstance(value, str):
+        return f"<{type(value).__name__}>"
+    return shown(value.rpartition("@")[2].partition("?")[0])
+
+
+def _connected(address: str, security: Any, grows_to: int) -> Transport:
     from distributed import Client
 
     from .leases import DaskTransport
 
-    shown = address.rpartition("@")[2]
-    _refuse_where_nobody_listens(address, shown)
+    _refuse_where_nobody_listens(address)
     try:
+        _await_first_words(address, security)
         client = Client(address, security=security, timeout=TIMEOUT, set_as_default=False)
     except Exception as error:
         why = str(error) or type(error).__name__
         if address.startswith("tls") and security is None:
             why = (
-                "it speaks TLS. Make a Dask client with its certificates and connect to that: "
-                "nbmap.connect(client), or %nbmap connect $client"
+                "nbmap was given no certificates for TLS. Make a Dask client with them and connect "
+                "to that: nbmap.connect(client), or %nbmap connect $client. A scheduler that does "
+                "not speak TLS has an address that begins with tcp://"
+            )
+        elif address.startswith("tls"):
+            why += (
+                ". Either the certificates here are not those of that cluster, or it does not "
+                "speak TLS: then its address begins with tcp://"
             )
         elif address.startswith("tcp"):
-            why += ". If it speaks TLS, its address begins with tls://"
-        msg = f"no Dask scheduler could be reached at {shown}: {_without_user(why)}"
-        raise ClusterError(msg) from None  # the cause would name the address as it was given
-    # So that it ends with its cluster, instead of trying for ten seconds to reach it again.
-    client.cluster = cluster
+            why += (
+                ". Check that it is a Dask scheduler; if it speaks TLS, its address begins with "
+                "tls://, and nbmap needs a Dask client with its certificates"
+            )
+        raise _unreachable(address, why) from None  # the cause would name the address as given
+    client.cluster = _Cluster(client)
     atexit.register(client.close)
     return DaskTransport(client, grows_to=grows_to)
 
 
-def _without_user(text: str) -> str:
-    """Take names and passwords out of the addresses in a text."""
-    return re.sub(r"[^\s/'\"@]+@", "", text)
+def _await_first_words(address: str, security: Any) -> None:
+    """Raise where what listens does not answer as Dask does; a client would wait for ever.
+
+    It is asked on a thread: in a notebook this one's event loop runs.
+    """
+    from distributed import Security
+    from distributed.comm.core import connect as reach
+
+    if not address.startswith(("tcp://", "tls://")):
+        return
+    if not isinstance(security, Security):
+        security = Security(**(security if isinstance(security, dict) else {}))
+    caught: list[Exception] = []
+
+    async def hear() -> None:
+        arguments = security.get_connection_args("client")
+        try:
+            comm = await asyncio.wait_for(reach(address, timeout=TIMEOUT, **arguments), TIMEOUT)
+        except TimeoutError:
+            msg = f"what listens there did not answer as a Dask scheduler within {TIMEOUT:g} s"
+            raise TimeoutError(msg) from None
+        await comm.close()
+
+    def ask() -> None:
+        try:
+            asyncio.run(hear())
+        except Exception as error:
+            caught.append(error)
+
+    asking = threading.Thread(target=ask, name="nbmap-connect", daemon=True)
+    asking.start()
+    asking.join()
+    if caught:
+        raise caught[0]
+
+
+class _Cluster:
+    """Stands for our client's cluster: running while its scheduler is connected, then closed.
+
+    So that the client closes when it loses its scheduler. Otherwise it tries to reach it again,
+    though the leases are gone with the connection, and leaves tracebacks in the terminal.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @property
+    def status(self) -> Any:
+        """Return what Dask's clients want to know of their cluster."""
+        from distributed.core import Status
+
+        comm = self._client.scheduler_comm
+        return Status.closed if comm is None or comm.comm.closed() else Status.running
+
+
+def _unreachable(address: str, why: str) -> ClusterError:
+    """Return the error that a scheduler can't be reached, without what is secret in its address."""
+    told = _public(address)
+    why = _public(why.replace(address, told))
+    return ClusterError(f"no Dask scheduler could be reached at {told}: {why}")
+
+
+def _public(text: str) -> str:
+    """Return a text, often an address, as an error may show it: one line, and nothing secret."""
+    return render.plain(render.without_secrets(text), 500)
 
 
 def _is_local(target: object) -> bool:
@@ -294,7 +385,7 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _refuse_where_nobody_listens(address: str, shown: str) -> None:
+def _refuse_where_nobody_listens(address: str) -> None:
     """Say at once that nobody listens; Dask itself would go on trying until its timeout."""
     import socket
 
@@ -304,13 +395,10 @@ def _refuse_where_nobody_listens(address: str, shown: str) -> None:
         return
     try:
         host, port = get_address_host_port(address)
-        socket.create_connection((host, port), timeout=TIMEOUT).close()
-    except (OSError, ValueError) as error:
-        msg = (
-            f"no Dask scheduler could be reached at {shown}: {_without_user(str(error))}. Check "
-            "the address, and that the scheduler is running"
-        )
-        raise ClusterError(msg) from None  # the cause would name the address as it was given
+        socket.create_connection((host, port), timeout=LISTENS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        why = f"{error}. Check the address, and that the scheduler is running"
+        raise _unreachable(address, why) from None  # the cause would name the address as given
 
 
 # --- our own ------------------------------------------------------------------------------------
@@ -384,7 +472,7 @@ def warm_up(cluster: object) -> None:
                     _own_transport()
                     _ahead = True
         except Exception as error:
-            logger.info("the cluster could not be started ahead: %s", error)
+            logger.info("the cluster could not be started ahead: %s", _public(str(error)))
 
     _warming = threading.Thread(target=warm, name="nbmap-warm-up", daemon=True)
     _warming.start()
@@ -549,7 +637,7 @@ def dashboard() -> str:
             )
         transport = _existing(named) if not isinstance(named, Transport) else named
         link = getattr(getattr(transport, "client", None), "dashboard_link", None)
-    return str(link) if link else "this cluster serves no dashboard"
+    return _public(str(link)) if link else "this cluster serves no dashboard"
 
 
 def versions() -> dict[str, dict[str, str]]:

@@ -10,11 +10,12 @@ for a lease that nobody asks for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from distributed import Client
@@ -33,6 +34,8 @@ EOF = 1.0  # seconds in which the stream to a worker that has died ends by itsel
 FAILED = 5  # leases in a row that fail to start before the runs end
 QUIET = 5.0  # seconds without a message from a lease that works, before its worker is asked for
 ALIVE = 1.0  # seconds in which a process answers that has its Python lock
+AGAIN = 0.2  # seconds after which what failed over a network is tried again
+UNKNOWN = 10.0  # seconds after which nobody asks any more what became of a process
 
 
 class Own(Protocol):
@@ -72,6 +75,9 @@ class DaskTransport(Transport):
     ) -> None:
         super().__init__()
         self.client = client
+        self._loop: Any = client.loop
+        # Which a client forgets when it closes.
+        self._address = str(client.scheduler.address) if client.scheduler else "the scheduler"
         self.own = own
         name = uuid.uuid4().hex
         self.topic = f"nbmap-{name}"
@@ -88,6 +94,7 @@ class DaskTransport(Transport):
         self._counted = 0.0
         self._counting = False
         self._failed = 0  # leases in a row that did not start
+        self._unreached = ""  # the worker that `trouble` is about
         self._threads: dict[str, int] = {} if own else dict(client.nthreads())
         client.subscribe_topic(self.topic, self._on_event)
 
@@ -130,7 +137,7 @@ class DaskTransport(Transport):
                 **options,
             )
             self._futures[held.name] = future
-            future.add_done_callback(lambda done, held=held: self._task_done(held, done))
+            self._loop.add_callback(self._task_done, held, future)
 
     def _places(self, n: int) -> list[str]:
         """Choose the workers for `n` more leases; fewer where a worker is being restarted."""
@@ -175,24 +182,31 @@ class DaskTransport(Transport):
         if self.leases.get(held.name) is held:
             self._at[held.name] = place
             self.workers.watch(place.address)
-        try:
-            link = await self._streams.open(place, held.name, on_message, on_end)
-        except OSError as error:  # it died meanwhile, or can't be reached from here
-            logger.info("no stream to a lease on %s: %s", place.address, error)
-            if not self._some_open():
-                self.trouble = f"the worker {place.address} can't be reached from here"
+        while self._is_at(held, place):  # its task gives up in the end, and is asked for again
+            try:
+                link = await self._streams.open(place, held.name, on_message, on_end)
+            except OSError as error:  # it died meanwhile, or can't be reached from here
+                logger.info("no stream to a lease on %s: %s", place.address, error)
+                if not self._some_open():
+                    self._unreached = place.address
+                    self.trouble = f"the worker {place.address} can't be reached from here"
+                await asyncio.sleep(AGAIN)
+                continue
+            except ClusterError as error:
+                logger.info("no stream to a lease on %s: %s", place.address, error)
+                if not self._some_open():
+                    self.fail(error)
+                return
+            if not self._is_at(held, place):
+                link.abort()  # it is gone, or runs elsewhere
+                return
+            self._failed = 0
+            self.opened(held, link)
+            await link.read()
             return
-        except ClusterError as error:
-            logger.info("no stream to a lease on %s: %s", place.address, error)
-            if not self._some_open():
-                self.fail(error)
-            return
-        if self.leases.get(held.name) is not held or self._at.get(held.name) != place:
-            link.abort()  # it is gone, or runs elsewhere
-            return
-        self._failed = 0
-        self.opened(held, link)
-        await link.read()
+
+    def _is_at(self, held: Held, place: Place) -> bool:
+        return self.leases.get(held.name) is held and self._at.get(held.name) == place
 
     async def _bury(self, held: Held) -> None:
         """Wait until it is known what became of a lease that Dask runs again on another worker.
@@ -210,15 +224,18 @@ class DaskTransport(Transport):
 
     # -- losing
 
-    def _task_done(self, held: Held, done: Any) -> None:
-        """Hear from Dask that a lease's task is over; on the client's thread for callbacks."""
-        error = ""
-        if done.status == "error":
-            try:
-                error = repr(done.exception(timeout=5))
-            except Exception as unknown:
-                error = repr(unknown)
-        self.engine.call(self._task_ended, held, done.status, error)
+    async def _task_done(self, held: Held, future: Any) -> None:
+        """Hear from Dask that a lease's task is over; on the client's loop.
+
+        Not by `Future.add_done_callback`: its threads are gone when the process ends, and then each
+        lease that ends with the client leaves a traceback in the terminal.
+        """
+        try:
+            raised = await future.exception(asynchronous=True)
+            error = "" if raised is None else repr(raised)
+        except Exception as unknown:
+            error = repr(unknown)
+        self.engine.call(self._task_ended, held, future.status, error)
 
     def _task_ended(self, held: Held, status: str, error: str) -> None:
         if error and held.link is None:
@@ -260,8 +277,11 @@ class DaskTransport(Transport):
         process, worker, place = held.process, held.worker, self._at.get(held.name)
         if place is None:
             return  # it was dealt with meanwhile
-        if await self._streams.process_alive(place, process):
-            if held.state == "silent":
+        if not process:
+            await self._open_again(held, place)
+            return
+        if await self._may_live(held, place):
+            if held.state == "silent" and held.process == process:
                 self.lose([held], died=False, reason="the connection to its worker was lost")
                 held.forget_stream()
                 self.gone(held)
@@ -282,6 +302,34 @@ class DaskTransport(Transport):
             else:  # Dask runs its task again on another worker
                 other.state = "asked"
         self.wake()
+
+    async def _open_again(self, held: Held, place: Place) -> None:
+        """Open a stream that broke before the lease had said Hello, and may wait for us yet.
+
+        It would wait for long, in a slot that others could have.
+        """
+        held.forget_stream()
+        if held.name not in self._futures:  # it had heard of the stream, and of its end
+            self.gone(held)
+            return
+        held.state = "asked"
+        await asyncio.sleep(AGAIN)
+        if held.link is None and self._is_at(held, place):
+            await self._connect(held, place)
+
+    async def _may_live(self, held: Held, place: Place) -> bool:
+        """Tell whether the process of a lease lives, or nobody knows, so that none is to blame."""
+        until = time.monotonic() + UNKNOWN
+        while held.state == "silent":
+            alive = await self._streams.process_alive(place, held.process)
+            if alive is None and await self.workers.given_up(place.address):
+                alive = False
+            if alive is not None:
+                return alive
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(AGAIN)
+        return True
 
     # -- ending functions that do not stop
 
@@ -337,7 +385,8 @@ class DaskTransport(Transport):
         for link in links:  # where workers live on, they must not keep their slots for us
             link.close()
         # Otherwise it goes on trying to reach a scheduler that is gone, and logs about it.
-        self.engine.loop.run_in_executor(None, self.client.close)
+        if self.client.status == "connecting":  # not where the process ends, and closes it
+            self.engine.loop.run_in_executor(None, self.client.close)
 
     # -- looking after
 
@@ -361,9 +410,15 @@ class DaskTransport(Transport):
             own.mend()
         # A task that may run on one worker only waits for ever when that has died.
         there = set(own.workers())
+        self._forget_trouble(there)
         for held in list(self.leases.values()):
             if held.state == "asked" and self._placed.get(held.name, "") not in there:
                 self.gone(held)
+
+    def _forget_trouble(self, there: Container[str]) -> None:
+        """Say no more that a worker can't be reached which is not there any more."""
+        if self._unreached and self._unreached not in there:
+            self._unreached = self.trouble = ""
 
     def _missing(self, worker: str) -> None:
         """Give the leases up of a worker that the scheduler has given up, as it was silent."""
@@ -383,18 +438,21 @@ class DaskTransport(Transport):
             logger.info("slots can't be counted: %s", error)
         else:
             self._threads = dict(threads)
+            self._forget_trouble(self._threads)
             self.wake()
         finally:
             self._counting = False
 
     def describe(self) -> str:
         """Return the scheduler's address, without anything secret that it may hold."""
-        address = str(self.client.scheduler.address) if self.client.scheduler else "the scheduler"
-        scheme, _, rest = address.rpartition("://")
+        scheme, _, rest = self._address.rpartition("://")
         return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else rest
 
     def status(self) -> dict[str, Any]:
-        """Return what there is, for people."""
+        """Return what there is, for people; asks the scheduler, so not on the engine's thread."""
+        if self.own is None and self.alive():  # workers come and go while nothing runs
+            with contextlib.suppress(OSError, TimeoutError):
+                self._threads = dict(self.client.nthreads())
         found = super().status()
         found["slots"] = self.slots()
         found["workers"] = len(self.own.workers()) if self.own is not None else len(self._threads)

@@ -16,7 +16,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import re
 import time
 from collections import deque
 
@@ -26,6 +25,7 @@ from distributed.core import Status
 
 from ..engine.memory import memory_limit
 from ..errors import ClusterError, ClusterLost
+from ..view import render
 from .leases import DaskTransport
 
 THREADS = 64  # a process; Dask makes a thread when it is needed
@@ -38,6 +38,14 @@ _GONE = {Status.closed, Status.failed}  # of nannies that start no worker any mo
 # notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
 NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
 
+# A thread of Dask's ends a worker whose parent is gone, but not while a function holds Python's lock.
+# Linux does, when the thread that started the worker ends, which Dask keeps as long as the worker.
+NO_ORPHAN = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+"""
+
 
 class _Recent(logging.Handler):
     """Keeps the last lines of a log."""
@@ -48,12 +56,10 @@ class _Recent(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line; shortened, and without what may be a password in an address."""
+        """Keep a line; shortened, safe to show, and without what is secret in an address."""
         text = " ".join(self.format(record).split())
-        self.lines.append(_USER_IN_ADDRESS.sub("://", text)[:500])
+        self.lines.append(render.plain(render.without_secrets(text), 500))
 
-
-_USER_IN_ADDRESS = re.compile(r"://[^\s/@]*@")
 
 # What distributed says of our own cluster goes here instead of into the user's terminal.
 recent = _Recent()
@@ -101,7 +107,7 @@ class LocalOwn:
                     dashboard_address=None,
                     # Its HTTP server serves nothing, but listens: on any free port, not on 8787.
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                    preload=[NO_INTERRUPT],
+                    preload=[NO_INTERRUPT, NO_ORPHAN],
                     silence_logs=logging.CRITICAL,
                 )
         except Exception as error:

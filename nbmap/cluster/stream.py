@@ -43,9 +43,9 @@ FAR = (
     "nbmap.engine.model",
     "nbmap.engine.pickling",
     "nbmap.worker",
+    "nbmap.worker.capture",
     "nbmap.worker.coroutines",
     "nbmap.worker.attempt",
-    "nbmap.worker.capture",
     "nbmap.worker.nested",
     "nbmap.worker.standin",
     "nbmap.worker.serve",
@@ -243,10 +243,12 @@ class Streams:
             )
             raise ClusterError(msg) from error
 
-    async def process_alive(self, place: Place, boot_id: str) -> bool:
+    async def process_alive(self, place: Place, boot_id: str) -> bool | None:
         """Tell whether the process that had a lease still answers at its worker's address.
 
-        True also where the relay can't tell, since its end alone is no worker's death.
+        None where that can't be told now, as nothing or nobody answered: a network that has just
+        cut a stream may do the same to this. True also where the relay has no way to ask, since
+        its end alone is no worker's death.
         """
         if self._is_relayed(place):
             return await self._alive_behind_the_relay(place, boot_id)
@@ -258,22 +260,25 @@ class Streams:
                 _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), ALIVE)
                 writer.close()
             comm = await _reach(address, ALIVE, self._security)
-            await comm.write({"op": _operation(), "lease": "", "reply": False})
-            return await _is_boot(comm, boot_id)
-        except OSError:
+            # Every process of Dask's answers this, also one that came there after the lease's.
+            await comm.write({"op": "identity", "reply": True})
+            answer = await _answer(comm)
+        except ConnectionRefusedError:
             return False
+        except OSError:
+            return None
+        return answer.get("id") == place.server
 
-    async def _alive_behind_the_relay(self, place: Place, boot_id: str) -> bool:
+    async def _alive_behind_the_relay(self, place: Place, boot_id: str) -> bool | None:
         try:
             answer, comm = await self._call(place, "", ALIVE)
-        except OSError:  # the scheduler is gone
-            return True
-        if answer != relay.OPEN:
-            return answer is None
-        try:
-            return await _is_boot(comm, boot_id)
+            if answer == relay.OPEN:
+                return (await _answer(comm)).get("boot") == boot_id
         except OSError:
-            return False
+            return None
+        if answer == relay.SILENT:
+            return None
+        return answer is None
 
 
 async def _reach(address: str, seconds: float, security: dict[str, Any]) -> Any:
@@ -281,13 +286,13 @@ async def _reach(address: str, seconds: float, security: dict[str, Any]) -> Any:
     return await asyncio.wait_for(connect(address, timeout=seconds, **security), seconds)
 
 
-async def _is_boot(comm: Any, boot_id: str) -> bool:
-    """Tell whether the process that answers is the one that was meant."""
+async def _answer(comm: Any) -> dict[str, Any]:
+    """Return what the other side says; the comm is not used any more."""
     try:
         answer = await asyncio.wait_for(comm.read(), ALIVE)
     finally:
         comm.abort()
-    return bool(isinstance(answer, dict) and answer.get("boot") == boot_id)
+    return answer if isinstance(answer, dict) else {}
 
 
 def _operation() -> str:

@@ -84,6 +84,11 @@ class Workers:
         code, limit = self._ends[address]
         return nannies.how(code, limit, self._memory.get(address, 0))
 
+    async def given_up(self, address: str) -> bool:
+        """Tell whether the scheduler has no worker of an address any more."""
+        info = await self._ask(self._client.scheduler_info)
+        return info is not None and address not in info["workers"]
+
     # -- ending one
 
     async def may_end(self, address: str) -> bool:

@@ -55,6 +55,7 @@ from .streams import Segment, Streams
 from .transport import ENDED, UNSURE, Loss, Transport
 
 PRINTS = 16 << 20  # characters of prints that a run keeps
+_NOT_KEPT = f"\n…[the inputs of this run have printed over {PRINTS >> 20} MB: no more is kept]…\n"
 PROMPT = 0.1  # seconds that a function which was asked to stop keeps its place
 KEPT_INPUTS = 64 << 20  # bytes of inputs that are kept though they are done
 SETTLED = 2.0  # seconds after which a run has the leases that it is going to have
@@ -65,6 +66,7 @@ _SHOWN = bytes.maketrans(
     bytes((0, 0, 2, 3, 4)),
 )
 _RUNNING = 1
+EMPTY_PACK = Pack(0, [], [])
 
 _numbers = count(1)
 _clock = time.monotonic
@@ -198,6 +200,7 @@ class Driver:
         self._samples: deque[tuple[float, int]] = deque(maxlen=40)
         self._newest: deque[FailureLine] = deque(maxlen=5)
         self._loss_reasons: dict[int, tuple[str, str]] = {}
+        self._last_loss = ("", "")
 
     # -- starting
 
@@ -343,6 +346,11 @@ class Driver:
         leases = len({f.lease for f in counts.flights.values()})
         return 0 if counts.ending else left + leases
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the function could be loaded somewhere."""
+        return self._state.loaded
+
     def has_suspects(self) -> bool:
         """Tell whether inputs wait for a process to themselves."""
         return bool(self._state.suspects)
@@ -353,7 +361,9 @@ class Driver:
         effects = self._state.handle(state.Offer(lease, chunk, slots, ahead, alone))
         for effect in effects:
             if isinstance(effect, state.Send):
-                packed = self._packed(effect.start, effect.stop)
+                packed = EMPTY_PACK
+                if effect.start < effect.stop:
+                    packed = self._packed(effect.start, effect.stop)
                 tries = self._tries(effect.start, effect.stop)
                 work = Work(
                     chunk,
@@ -593,16 +603,19 @@ class Driver:
         if self._printed < PRINTS:
             self._printed += len(text)
             self.prints.setdefault(message.index, []).append(text)
+        elif (kept := self.prints.get(message.index)) is not None and kept[-1] is not _NOT_KEPT:
+            kept.append(_NOT_KEPT)
         if self.on_print is not None:
             self.on_print(message.index, message.stream, text)
 
     def _lose(self, loss: Loss) -> None:
         flight = self._state.flights.get(loss.chunk)
+        self._last_loss = (loss.reason, loss.worker)
         if flight is not None:
             for index in range(flight.pos, min(flight.stop, flight.pos + 1000)):
                 self._loss_reasons[index] = (loss.reason, loss.worker)
         self._drop_children(loss.chunk)  # the next attempt makes runs of its own
-        lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone, loss.charge)
+        lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone, loss.charge, loss.begun)
         self._apply(self._state.handle(lost))
 
     # -- the engine's thread: effects out
@@ -630,13 +643,8 @@ class Driver:
 
     def _settle(self, effect: state.Settle) -> None:
         if effect.kind == LOST:
-            index = effect.start
-            reason, worker = self._loss_reasons.pop(index, ("", ""))
-            packed = self._packed(index, index + 1)
-            value = load_repr(packed)
-            failure = Failure(index, LOST, "WorkerLost", reason, input=value, worker=worker)
-            failure.attempts = self._state.attempts(index) - 1  # the next one is not to be
-            outcomes: list[Any] = [failure]
+            indices = range(effect.start, effect.stop)
+            outcomes: list[Any] = [self._lost(i, effect.unloadable) for i in indices]
         elif effect.kind == TIMEOUT:
             index = effect.start
             text = f"it took longer than timeout={self.rules.timeout:g} s, and went on when stopped"
@@ -650,6 +658,17 @@ class Driver:
             outcomes = [_CANCELLED] * (effect.stop - effect.start)
         self._store(effect.start, outcomes)
         self._release(effect.start, effect.stop)
+
+    def _lost(self, index: int, unloadable: bool) -> Failure:
+        reason, worker = self._loss_reasons.pop(index, self._last_loss)
+        attempts = self._state.attempts(index) - 1  # the next one is not to be
+        if unloadable:
+            reason = f"every worker dies that loads the function: {reason}"
+            attempts += 1
+        value = load_repr(self._packed(index, index + 1))
+        failure = Failure(index, LOST, "WorkerLost", reason, input=value, worker=worker)
+        failure.attempts = attempts
+        return failure
 
     def _store(self, start: int, outcomes: list[Any]) -> None:
         for outcome in outcomes if type(outcomes[0]) is not Sealed else ():
@@ -817,8 +836,8 @@ class Driver:
     # -- what views and people ask
 
     def printed(self, index: int) -> str:
-        """Return what an input wrote to stdout and stderr."""
-        return "".join(self.prints.get(index, []))
+        """Return what an input wrote to stdout and stderr, or that it is not known any more."""
+        return "".join(self.prints.get(index, [_NOT_KEPT] if self._printed >= PRINTS else []))
 
     def snapshot(self) -> Snapshot:
         """Return the plain picture of the run; on any thread but the engine's."""

@@ -440,16 +440,66 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+# How the types above are told apart on the wire, where lists may have become tuples.
+_WIRE: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "float": (float, int),
+    "dict": (dict,),
+    "list": (list, tuple),
+    "None": (type(None),),
+}
+
+
+def _on_the_wire(annotation: str) -> tuple[type, ...]:
+    """Return the types of "list[int] | None" and the like, as they may arrive."""
+    names = [part.partition("[")[0] for part in annotation.split(" | ")]
+    return tuple(kind for name in names for kind in _WIRE[name])
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], ...]] = {
+    tag: tuple(_on_the_wire(str(f.type)) for f in fields(kind) if f.name != "frames")
+    for tag, kind in _MESSAGES.items()
+}
+
+
 def frames_of(message: Message) -> Frames:
     """Return the frames of a message; most kinds have none."""
     frames: Frames = getattr(message, "frames", [])
     return frames
 
 
-def message_from(header: list[Any], frames: Frames) -> Message:
-    """Build a message from what came over a stream."""
-    kind = _MESSAGES[header[0]]
-    message = kind(*header[1:])
-    if frames:
-        message.frames = frames  # type: ignore[attr-defined]
+def message_from(header: Any, frames: Any) -> Message:
+    """Build a message from what came over a stream.
+
+    Raises:
+        ValueError: it is not of the schema. Nothing is unpickled in order to find out.
+    """
+    if type(header) not in {list, tuple} or not header or type(header[0]) is not str:
+        msg = f"a stream brought no header but a {type(header).__name__}"
+        raise ValueError(msg)
+    tag, values = header[0], header[1:]
+    kind = _MESSAGES.get(tag)
+    if kind is None:
+        msg = f"a stream brought a message of an unknown kind: {tag!r:.60}"
+        raise ValueError(msg)
+    types = _TYPES[tag]
+    if len(values) != len(types) or any(map(_is_odd, values, types)):
+        msg = f"a stream brought a {tag!r} message whose values are not those of the schema"
+        raise ValueError(msg)
+    message = kind(*values)
+    if frames or type(frames) not in {list, tuple}:
+        if not hasattr(message, "frames") or _is_no_frames(frames):
+            msg = f"a stream brought a {tag!r} message whose frames are not those of the schema"
+            raise ValueError(msg)
+        message.frames = frames
     return message
+
+
+def _is_odd(value: object, types: tuple[type, ...]) -> bool:
+    return type(value) not in types
+
+
+def _is_no_frames(frames: Any) -> bool:
+    return type(frames) not in {list, tuple} or not all(isinstance(f, Buffer) for f in frames)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import state
+from .interrupts import Gate
 from .model import CANCELLED, Failure, Pack
 from .pickling import unpack
 
@@ -81,27 +82,25 @@ class Outcomes:
     def __init__(self, source: Source, *, keep: bool) -> None:
         self._source: Source = weakref.proxy(source)
         self._keep = keep
-        # `_changed` guards all that follows
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()  # guards all that follows
         self._slots: list[Any] = []
         self._base = 0  # index of the first slot
         self._arrivals: deque[tuple[int, int]] = deque()  # (start, n), in order of completion
         self._unread = 0  # accepted and not handed out yet
         self._taken = bytearray()  # of a run that keeps outputs: which were handed out
         self._untold = (0, 0)  # handed out, and the state does not know: number, bytes
-        self._waiters = 0
         self._listeners: list[Callable[[], None]] = []
 
     # -- the engine's thread
 
     def expect(self, n: int) -> None:
         """Make room for the outcomes of inputs that were read."""
-        with self._changed:
+        with self._lock:
             self._slots.extend([EMPTY] * n)
 
     def store(self, start: int, outcomes: list[Any]) -> None:
         """Keep the outcomes of the inputs from `start` on: outputs, failures, or its `Sealed`."""
-        with self._changed:
+        with self._lock:
             at = start - self._base
             self._slots[at : at + len(outcomes)] = outcomes
             self._arrivals.append((start, len(outcomes)))
@@ -110,12 +109,10 @@ class Outcomes:
 
     def end(self) -> None:
         """Wake those who wait, since the run has ended."""
-        with self._changed:
+        with self._lock:
             self._notify()
 
     def _notify(self) -> None:
-        if self._waiters:
-            self._changed.notify_all()
         for listener in list(self._listeners):
             listener()
 
@@ -126,11 +123,11 @@ class Outcomes:
 
         It is called on whatever thread that happens, so it must not block.
         """
-        with self._changed:
+        with self._lock:
             self._listeners.append(listener)
 
         def stop() -> None:
-            with self._changed, contextlib.suppress(ValueError):
+            with self._lock, contextlib.suppress(ValueError):
                 self._listeners.remove(listener)
 
         return stop
@@ -152,7 +149,7 @@ class Outcomes:
         try:
             while True:
                 event.clear()
-                with self._changed:
+                with self._lock:
                     if ready():
                         return True
                 source = self._source
@@ -178,7 +175,7 @@ class Outcomes:
 
     def failures(self) -> list[Failure]:
         """Return the failures so far, in input order, without what was cancelled."""
-        with self._changed:
+        with self._lock:
             return [s for s in self._slots if type(s) is Failure and s.kind != CANCELLED]
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -186,36 +183,38 @@ class Outcomes:
         return self._wait_until(self.over, timeout)
 
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        source = self._source
         until = None if timeout is None else _clock() + timeout
-        while True:
-            with self._changed:
-                if ready():
-                    return True
+        with self._lock:
+            if ready():
+                return True
+        source, gate = self._source, Gate()
+        stop = self.listen(gate.open)
+        try:
+            while True:
+                gate.shut()
+                with self._lock:
+                    if ready():
+                        return True
                 if source.full:
                     source.tell(state.Await())
-                left = None if until is None else until - _clock()
-                if left is not None and left <= 0:
+                left = LOOK if until is None else min(LOOK, until - _clock())
+                if left <= 0:
                     return False
-                pause = LOOK if left is None else min(left, LOOK)
-                self._waiters += 1
-                try:
-                    if self._changed.wait_for(ready, pause):
-                        return True
-                finally:
-                    self._waiters -= 1
-            if source.on_wait is not None:
-                source.on_wait()
+                gate.wait(left)
+                if source.on_wait is not None:
+                    source.on_wait()
+        finally:
+            stop()
 
     def get(self, index: int, timeout: float | None = None) -> Any:
         """Wait for the outcome of one input: its output, or a Failure; EMPTY if none will come."""
         self._wait_until(self.ended(index), timeout)
-        with self._changed:
+        with self._lock:
             return self._opened(index) if self._has(index) else EMPTY
 
     def peek(self, index: int) -> Any:
         """Return what stands for an input now: its outcome, a `Sealed` or EMPTY."""
-        with self._changed:
+        with self._lock:
             at = index - self._base
             return self._slots[at] if 0 <= at < len(self._slots) else EMPTY
 
@@ -252,7 +251,7 @@ class Outcomes:
         Returns their position and as many as are there; none when the run has ended.
         """
         self._wait_until(self.ended(position))
-        with self._changed:
+        with self._lock:
             end = self._base + len(self._slots)
             while self._source.over and position < end and not self._has(position):
                 position += 1  # a broken run has gaps
@@ -275,7 +274,7 @@ class Outcomes:
             ended.
         """
         self._wait_until(self.arrived(position))
-        with self._changed:
+        with self._lock:
             at = position if self._keep else 0
             if len(self._arrivals) <= at:
                 return position, []
@@ -291,7 +290,7 @@ class Outcomes:
             arrived: they were taken in order of completion.
         """
         source = self._source
-        with self._changed:
+        with self._lock:
             if self._keep:  # each counts once, however often it is read
                 first, stop = start, start + n
                 self._taken += bytes(max(0, stop - len(self._taken)))

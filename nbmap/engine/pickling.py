@@ -19,9 +19,11 @@ import pickle
 import re
 import sys
 import threading
-from collections import ChainMap
+import time
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
@@ -39,7 +41,12 @@ OUT_OF_BAND = 32 << 10
 # A pickle that names one of these refers to what only the near side has.
 _NEAR_ONLY = re.compile(rb"__main__|nbmap\.")
 
-_lock = threading.Lock()  # cloudpickle's list of modules sent by value is global to the process
+# cloudpickle's list of modules that are sent by value is global to the process. It is changed with
+# this held, but nothing is pickled with it held: user code runs then, which may take long, or for
+# ever, and other threads have their own to pickle.
+_changing = threading.RLock()
+_by_value: Counter[str] = Counter()  # module -> threads that need it there
+PATIENCE = 5.0  # seconds to wait for the list to be empty
 
 
 class CannotPickleError(Exception):
@@ -90,7 +97,7 @@ def dump(value: Any, near: re.Pattern[bytes] = _NEAR_ONLY) -> Frames:
 
 
 def _dump_by_value(value: Any, pickler: Callable[..., Any] | None = None) -> Frames:
-    with _lock, _beside_by_value():
+    with _beside_by_value():
         return _dump(pickler or _ByValuePickler, value)
 
 
@@ -222,6 +229,106 @@ class _ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     )
 
 
+# --- what stands in the way ------------------------------------------------------------------
+
+TRIES = 500  # parts of an object that are tried, and how deep they may lie
+DEEP = 20
+TRIED_BYTES = 16 << 20  # a part whose pickle is larger is not what stands in the way
+
+
+class _EnoughError(Exception):
+    """A pickle has become as large as it may."""
+
+
+class _Nowhere:
+    """A file that keeps nothing, and takes only so much."""
+
+    def __init__(self) -> None:
+        self.left = TRIED_BYTES
+
+    def write(self, data: bytes) -> None:
+        self.left -= len(data)
+        if self.left < 0:
+            raise _EnoughError
+
+
+def because_of(value: Any, pickler: type[cloudpickle.Pickler] = _ByValuePickler) -> str:
+    """Return " because of .layers[2].lock": what in a value can't be pickled; empty if it is all.
+
+    Its parts are pickled one by one. That is bounded, and raises nothing of what they raise.
+    """
+    path, above, tries = "", {id(value)}, iter(range(TRIES))
+    while True:
+        try:
+            name, value = next(_bad_parts(value, above, tries, pickler))
+        except _UNPICKLABLE:  # StopIteration too: it is itself what stands in the way
+            break
+        path += name
+        above.add(id(value))
+        if len(above) > DEEP:  # the depth itself may be what stands in the way
+            return ""
+    return f" because of {shorten(path.strip(), 200)}" if path else ""
+
+
+def _bad_parts(
+    value: Any, above: set[int], tries: Iterator[int], pickler: type[cloudpickle.Pickler]
+) -> Iterator[tuple[str, Any]]:
+    for name, part in _parts_of(value):
+        if type(part) in _SCALARS or id(part) in above:
+            continue
+        if next(tries, None) is None:
+            return
+        if not _can_be_pickled(part, above, pickler):
+            yield name, part
+
+
+def _can_be_pickled(value: Any, above: set[int], pickler: type[cloudpickle.Pickler]) -> bool:
+    """Try it; what lies above it, which it may refer to, counts as possible."""
+
+    class Trial(pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            return (str, ()) if id(obj) in above else super().reducer_override(obj)
+
+    try:
+        with _beside_by_value():
+            Trial(_Nowhere(), protocol=5, buffer_callback=lambda _: None).dump(value)
+    except _EnoughError:
+        return True
+    except _UNPICKLABLE:
+        return False
+    return True
+
+
+def _parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what pickle would pickle of an object, each with how one writes it."""
+    if isinstance(value, (FunctionType, partial)):
+        yield from ((f" variable {name!r}", part) for name, part in captured(value))
+        return
+    if type(value) in {list, tuple, set, frozenset}:
+        yield from ((f"[{at}]", part) for at, part in enumerate(value))
+        return
+    if type(value) is dict:
+        yield from ((f"[{safe_repr(key, 40)}]", part) for key, part in value.items())
+        return
+    try:
+        made = value.__reduce_ex__(5)
+    except _UNPICKLABLE:  # it is itself what stands in the way
+        return
+    if type(made) is not tuple:
+        return
+    _, args, state, items, pairs = (*made, None, None, None)[:5]
+    own = [state, None] if type(state) is not tuple or len(state) != 2 else [*state]
+    for attributes in own:  # its dict, and its slots
+        if type(attributes) is dict:
+            yield from ((f".{name}", part) for name, part in attributes.items())
+        else:
+            yield "", attributes
+    yield from ((f"[{at}]", part) for at, part in enumerate(items or ()))
+    yield from ((f"[{safe_repr(key, 40)}]", part) for key, part in pairs or ())
+    name = ".args[{}]" if isinstance(value, BaseException) else ""
+    yield from ((name.format(at), part) for at, part in enumerate(args or ()))
+
+
 # --- exceptions ------------------------------------------------------------------------------
 
 
@@ -304,10 +411,31 @@ def _portable(value: Any) -> Any:
 def safe_repr(value: Any, limit: int = 200) -> str:
     """Return a bounded repr of anything, also of what raises in its own `__repr__`."""
     try:
-        text = repr(value)
+        text = _plain(repr(value))
     except BaseException as error:
-        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+        text = f"<{type_name(value)} whose repr raises {type_name(error)}>"
     return shorten(text, limit)
+
+
+def safe_str(error: BaseException) -> str:
+    """Return the message of an exception, also of one whose `__str__` raises."""
+    try:
+        return _plain(str(error))
+    except BaseException as inner:
+        return f"<message not available: its __str__ raised {type_name(inner)}>"
+
+
+def _plain(text: str) -> str:
+    """Return a text as a str itself: a subclass has methods of its own."""
+    return "".join(iter([text]))
+
+
+_NAME = type.__dict__["__name__"]
+
+
+def type_name(value: Any) -> str:
+    """Return the name of an object's class, whatever its metaclass makes of `__name__`."""
+    return str(_NAME.__get__(type(value)))
 
 
 def shorten(text: str, limit: int) -> str:
@@ -328,13 +456,13 @@ def freeze(function: Callable[..., Any], kwargs: dict[str, Any]) -> Blob:
     """
     content = (function, kwargs)
     try:
-        with _lock, _beside_by_value():
+        with _beside_by_value():
             frames = _dump(_FunctionPickler, content)
     except _UNPICKLABLE as first:
         # A module beside the notebook may hold what can't be pickled, and be importable on the
         # workers all the same.
         try:
-            with _lock:
+            with _nothing_by_value():
                 frames = _dump(_FunctionPickler, content)
         except _UNPICKLABLE:
             raise _blame(function, kwargs, first) from first
@@ -386,7 +514,7 @@ def _blame(
     variables.sort(key=lambda pair: isinstance(pair[1], FunctionType))
     for name, value in variables:
         try:
-            with _lock, _beside_by_value():
+            with _beside_by_value():
                 _dump(_FunctionPickler, value)
         except _UNPICKLABLE as cause:
             if id(value) in seen:  # functions that call each other
@@ -400,12 +528,11 @@ def _blame(
 
 
 def _reason(value: Any, error: BaseException) -> str:
-    text = str(error)
-    return (
-        text
-        if isinstance(error, _RefusedError)
-        else f"{type(value).__name__}: {shorten(text, 200)}"
-    )
+    where, text = because_of(value, _FunctionPickler), shorten(safe_str(error), 200)
+    if not isinstance(error, (TypeError, pickle.PicklingError)):  # whose text is a sentence
+        text = f"{type_name(error)}: {text}"
+    known = isinstance(error, _RefusedError) and not where  # the text says what it is
+    return text if known else f"{type_name(value)}{where}: {text}"
 
 
 def captured(function: Any) -> list[tuple[str, Any]]:
@@ -449,7 +576,7 @@ def largest_variable(function: Callable[..., Any], kwargs: dict[str, Any]) -> st
     sizes: dict[str, int] = {}
     for name, value in [*captured(function), *kwargs.items()]:
         try:
-            with _lock, _beside_by_value():
+            with _beside_by_value():
                 frames = _dump(_FunctionPickler, value)
         except Exception:  # noqa: S112
             continue
@@ -474,18 +601,38 @@ _beside: tuple[Any, list[ModuleType]] = (None, [])
 
 @contextmanager
 def _beside_by_value() -> Iterator[None]:
-    """Let cloudpickle send the modules beside the notebook by value; with `_lock` held."""
-    added = []
-    own = sys.modules.get("nbmap.worker.standin")  # what handles are in remote code
-    for module in [*beside(), *([own] if own is not None else [])]:
-        if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
-            cloudpickle.register_pickle_by_value(module)
-            added.append(module)
+    """Let cloudpickle send the modules beside the notebook by value."""
+    held: list[ModuleType] = []
     try:
+        with _changing:
+            own = sys.modules.get("nbmap.worker.standin")  # what handles are in remote code
+            for module in [*beside(), *([own] if own is not None else [])]:
+                name = module.__name__
+                if not _by_value[name]:
+                    if name in cloudpickle.list_registry_pickle_by_value():
+                        continue  # the user's own wish, which stays
+                    cloudpickle.register_pickle_by_value(module)
+                _by_value[name] += 1
+                held.append(module)
         yield
     finally:
-        for module in added:
-            cloudpickle.unregister_pickle_by_value(module)
+        with _changing:
+            for module in held:
+                _by_value[module.__name__] -= 1
+                if not _by_value[module.__name__]:
+                    cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextmanager
+def _nothing_by_value() -> Iterator[None]:
+    """Have cloudpickle's list as the user has it, as soon as no other thread needs it otherwise."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        with _changing:
+            if not any(_by_value.values()) or time.monotonic() > until:
+                yield
+                return
+        time.sleep(0.01)
 
 
 def beside() -> list[ModuleType]:

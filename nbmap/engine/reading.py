@@ -13,8 +13,19 @@ from queue import Empty as NothingThere
 from queue import SimpleQueue
 from typing import Any
 
+from .interrupts import start_thread
 from .model import UNPICKLABLE, Failure, Pack
-from .pickling import are_plain, dump, join, near_only, pack_plain, safe_repr, shorten
+from .pickling import (
+    are_plain,
+    because_of,
+    dump,
+    join,
+    near_only,
+    pack_plain,
+    safe_repr,
+    safe_str,
+    shorten,
+)
 from .transport import EngineLoop
 
 READ_AT_ONCE = 5_000
@@ -132,7 +143,7 @@ class Reader:
 
         Only the threads hold it, so that a reader does not keep alive who has it read.
         """
-        threading.Thread(target=self._read, args=(take,), name="nbmap-reader", daemon=True).start()
+        start_thread("nbmap-reader", self._read, take)
 
     def allow(self, upto: int) -> None:
         """Have so many inputs read in all."""
@@ -152,7 +163,7 @@ class Reader:
         inputs = self.__dict__.pop("_inputs", None)
         if inputs is not None and type(inputs) not in {*_BUILTIN, FromAsync}:
             with contextlib.suppress(RuntimeError):  # the process ends
-                threading.Thread(target=_close, args=([inputs],), daemon=True).start()
+                start_thread("nbmap-closer", _close, [inputs])
 
     @property
     def rest(self) -> Iterator[Any]:
@@ -268,7 +279,8 @@ def pickle_inputs(items: list[Any]) -> Iterator[Pack | Refused]:
             if frames:
                 yield join(frames)
                 frames = []
-            text = f"the input can't be pickled: {shorten(str(error), 500)}"
+            why = shorten(safe_str(error), 500)
+            text = f"the input can't be pickled{because_of(item)}: {why}"
             kind = type(error).__name__
             yield Refused(item, Failure(-1, UNPICKLABLE, kind, text, input=safe_repr(item)))
     if frames:

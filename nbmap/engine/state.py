@@ -13,6 +13,8 @@ Blame, when a process dies: what had certainly not started waits again and nobod
 may have been running (the suspects) is next tried by itself, as a *careful* chunk: one that has its
 process to itself and whose starts are on the wire before its inputs run. If a process dies again,
 the input that had started last is to blame, exactly. `worker_losses` such deaths make it `lost`.
+Where processes die before anything ran, a chunk without inputs comes first, on one process at a time:
+if that dies too, the function can't be loaded, and no input ever runs.
 
 An input of a generator (`stream`) has outputs before it has an outcome. What a lease may send of
 them is bounded by credit: what it has spent is granted again as long as the run is not full of
@@ -44,6 +46,7 @@ READY_BYTES = 64 << 20  # of inputs read and not sent yet
 OUTPUT_BYTES = 64 << 20  # of outputs that a consumer (keep=False) has not taken yet
 WINDOW_INPUTS = 20_000  # read ahead of a consumer (keep=False), at most
 CAREFUL_INPUTS = 256
+UNLOADABLE = 3  # processes that may die before it is the function that can't be loaded
 TRIM = 1 << 16
 
 
@@ -146,7 +149,8 @@ class Lost:
 
     `died`: its process is dead. `current`: the lease was at this chunk, the others only waited
     there. `alone`: no other lease of the process had an input running. `charge`: whether the death
-    may have been an input's doing; otherwise it was ours.
+    may have been an input's doing; otherwise it was ours. `begun`: whether inputs may have started;
+    those of a lease that has said Bye have not.
     """
 
     chunk: int
@@ -154,6 +158,7 @@ class Lost:
     current: bool = True
     alone: bool = False
     charge: bool = True
+    begun: bool = True
 
 
 @dataclass(slots=True)
@@ -266,11 +271,15 @@ class Accept:
 
 @dataclass(slots=True)
 class Settle:
-    """The inputs `start` to `stop` ended without an outcome of their own: lost, cancelled, overdue."""
+    """The inputs `start` to `stop` ended without an outcome of their own: lost, cancelled, overdue.
+
+    With `unloadable` they are lost because every process dies that loads the function.
+    """
 
     start: int
     stop: int
     kind: str
+    unloadable: bool = False
 
 
 @dataclass(slots=True)
@@ -367,6 +376,9 @@ class RunState:
     weight: float = 0.0  # bytes an input
     ending: str = ""  # the status that a cancelled or stopped run is going to have
     allowed: int = 0
+    loaded: bool = False  # the function could be loaded somewhere
+    unstarted: int = 0  # deaths before that
+    unloadable: bool = False
 
     def handle(self, event: Event) -> list[Effect]:
         """Take one event; return what has to be done about it, in order."""
@@ -395,6 +407,9 @@ class RunState:
         self.column += bytes(event.n)
         if self.total is not None and self.read > self.total:
             self.total = None  # there are more than the length said
+        if self.unloadable:
+            self._fail(start, self.read, out)
+            return
         share = event.nbytes / event.n
         self.weight = share if not self.weight else 0.5 * (self.weight + share)
         self._wait(start, self.read)
@@ -409,6 +424,11 @@ class RunState:
     def _on_offer(self, event: Offer, out: list[Effect]) -> None:
         self.slots = max(1, event.slots)
         if self.ending:
+            return
+        if self.suspects and self.unstarted and not self.loaded:
+            if event.alone and not any(f.pos == f.stop for f in self.flights.values()):
+                start = self.suspects[0][0]
+                self._send(event, start, start, out, careful=True)
             return
         if event.alone:
             if self.suspects:
@@ -472,6 +492,7 @@ class RunState:
 
     def _on_began(self, event: Began, _out: list[Effect]) -> None:
         if (flight := self.flights.get(event.chunk)) is not None:
+            self.loaded = True
             flight.cur = max(flight.cur, event.index)
             flight.seen = True
 
@@ -479,6 +500,7 @@ class RunState:
         flight = self.flights.get(event.chunk)
         if flight is None:  # of a lease that was given up, or after the grace
             return
+        self.loaded = True
         stop = event.start + event.n
         if event.start != flight.pos or stop > flight.stop:
             msg = f"outcomes {event.start}-{stop} do not follow {flight.pos} of {flight.stop}"
@@ -532,6 +554,7 @@ class RunState:
         flight = self.flights.get(event.chunk)
         if flight is None:
             return
+        self.loaded = True
         if event.index >= flight.cur:
             flight.cur, flight.seen = event.index, True
         self.unread_bytes += event.new
@@ -557,6 +580,7 @@ class RunState:
             self._settle(flight.pos, flight.stop, out)
             return
         for start, stop in ((flight.pos, event.index), (event.index + 1, flight.stop)):
+            self._count(start, stop)  # its lease may be at them yet
             self._wait(start, stop, suspect=flight.careful)
             self._cancel_doomed(start, stop, out)
         if event.index in self.doomed:
@@ -588,6 +612,7 @@ class RunState:
         flight = self.flights.pop(event.chunk, None)
         if flight is None:
             return
+        self.loaded = True
         if event.ran:
             per = max(event.seconds / event.ran, 1e-8)
             self.per = per if self.per is None else 0.5 * (self.per + per)
@@ -603,7 +628,13 @@ class RunState:
 
     def _on_lost(self, event: Lost, out: list[Effect]) -> None:
         flight = self.flights.pop(event.chunk, None)
-        if flight is None or flight.pos >= flight.stop:
+        if flight is None:
+            return
+        if event.died and event.current and event.charge and not self.loaded:
+            self.unstarted += 1
+            if flight.pos == flight.stop and self.unstarted >= UNLOADABLE:
+                self._fail_all(out)
+        if flight.pos >= flight.stop:
             return
         if flight.halted:
             self._settle(flight.pos, flight.stop, out)
@@ -612,9 +643,11 @@ class RunState:
         self._cancel_doomed(flight.pos, flight.stop, out)
 
     def _lose(self, event: Lost, flight: Flight, out: list[Effect]) -> None:
-        if event.current:
-            for index in range(flight.pos, flight.cur + 1):  # these had begun, for certain
-                self.extra[index] = self.extra.get(index, 0) + 1
+        if event.begun:
+            # What has begun and was not told of can't be known, behind the chunk that was current
+            # neither: its end may have been lost. Of what ran twice two attempts have to be shown.
+            exact = event.died and event.current and flight.careful
+            self._count(flight.pos, flight.cur + 1 if exact else flight.stop)
         if not (event.died and event.current):
             # Behind a chunk whose end may have died untold with the process it may have run too.
             self._wait(flight.pos, flight.stop, suspect=flight.careful or event.died)
@@ -648,6 +681,26 @@ class RunState:
                 out.append(Settle(index, index + 1, LOST))
         self._wait(start, stop, suspect=True)
         self._check_failures(out)
+
+    def _fail_all(self, out: list[Effect]) -> None:
+        """Fail what has no outcome yet: every process dies that loads the function."""
+        if self.ending:
+            return
+        self.unloadable = True
+        ranges = self.ready + self.suspects + [(index, index + 1) for index in self.later]
+        ranges += [(f.pos, f.stop) for f in self.flights.values() if f.pos < f.stop]
+        out += [Halt(flight.lease, chunk, -1) for chunk, flight in self.flights.items()]
+        self.ready, self.suspects, self.ready_count = [], [], 0
+        self.later.clear()
+        self.flights.clear()
+        for start, stop in sorted(ranges):
+            self._fail(start, stop, out)
+        self._check_failures(out)
+
+    def _fail(self, start: int, stop: int, out: list[Effect]) -> None:
+        self.column[start - self.base : stop - self.base] = bytes([FAILED]) * (stop - start)
+        self.failed += stop - start
+        out.append(Settle(start, stop, LOST, unloadable=True))
 
     # -- the consumer and the user
 
@@ -745,6 +798,11 @@ class RunState:
         self._finish("broken", out)
 
     # -- shared
+
+    def _count(self, start: int, stop: int) -> None:
+        """Count an attempt of each input of a range that is going to be tried again."""
+        for index in range(start, stop):
+            self.extra[index] = self.extra.get(index, 0) + 1
 
     def _wait(self, start: int, stop: int, *, suspect: bool = False) -> None:
         """Let a range wait (again), joined with the ranges that it touches."""

@@ -73,7 +73,7 @@ class Streams(Outcomes):
 
     def add(self, index: int, seq: int, attempt: int, segment: Segment) -> int:
         """Take outputs `seq` on of an input; return the bytes of those that are new."""
-        with self._changed:
+        with self._lock:
             had = self._had.get(index, 0)
             known = min(segment.n, max(0, had - seq))
             if known == segment.n:
@@ -94,7 +94,7 @@ class Streams(Outcomes):
 
     def store(self, start: int, outcomes: list[Any]) -> None:
         """Take the ends of the inputs from `start` on: None, or a Failure."""
-        with self._changed:
+        with self._lock:
             for index in range(start, start + len(outcomes)):
                 self._had.pop(index, None)
             self._log.append(Ends(start, len(outcomes), outcomes))
@@ -116,7 +116,7 @@ class Streams(Outcomes):
             The next position and the pairs; the position as it was when the run has ended.
         """
         self._wait_until(self.arrived(position))
-        with self._changed:
+        with self._lock:
             at = position if self._keep else 0
             if len(self._log) <= at:
                 return position, []
@@ -128,7 +128,7 @@ class Streams(Outcomes):
 
     def handed_arrival(self, position: int) -> None:
         """Tell that the entry before a position was handed out; a run that keeps none drops it."""
-        with self._changed:
+        with self._lock:
             if self._keep:
                 entry = self._log[position - 1]
             else:
@@ -143,7 +143,7 @@ class Streams(Outcomes):
 
     def outputs(self, index: int) -> list[Any]:
         """Return all outputs of an input that has ended, and count them as handed out."""
-        with self._changed:
+        with self._lock:
             segments = self._of.get(index, [])
             out = [value for segment in segments for value in segment.open()]
             self._release(segments)
@@ -151,7 +151,7 @@ class Streams(Outcomes):
 
     def taken_over(self, index: int, outputs: list[Any]) -> None:
         """Take the outputs that an input had in an earlier run; on the engine's thread."""
-        with self._changed:
+        with self._lock:
             segment = Segment(index, len(outputs), 0, outputs)
             self._log.append(segment)
             self._of[index] = [segment]

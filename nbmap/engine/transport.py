@@ -28,6 +28,7 @@ import cloudpickle
 
 from ..errors import VersionMismatch
 from ..worker.serve import Lease, Process
+from .interrupts import start_thread
 from .model import (
     LEAVING,
     Aside,
@@ -60,6 +61,8 @@ logger = logging.getLogger("nbmap")
 DEPTH = 2  # chunks that a lease may have: one that runs, one that waits
 IDLE = 2.0  # seconds after which an idle lease is given back
 TICK = 0.25
+TRIED = 2  # processes that get a function before it is known that it can be loaded
+TRYING = 1.0  # seconds that the others wait for that
 ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
 
 ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
@@ -77,8 +80,7 @@ class EngineLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="nbmap-engine", daemon=True)
-        self._thread.start()
+        start_thread("nbmap-engine", self._run)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -89,12 +91,28 @@ class EngineLoop:
         self.loop.call_soon_threadsafe(function, *args)
 
     def wait_for(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function on the loop's thread and return what it returns."""
+        """Call a function on the loop's thread and return what it returns.
 
-        async def run() -> Any:
-            return function(*args)
+        Waits on a bare lock: an interrupt in the middle of a Condition leaves it taken, and the
+        loop standing.
+        """
+        done = threading.Lock()
+        done.acquire()
+        told: list[Any] = []
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result()
+        def run() -> None:
+            try:
+                told.append(function(*args))
+            except BaseException as error:
+                told.extend((None, error))
+            finally:
+                done.release()
+
+        self.loop.call_soon_threadsafe(run)
+        done.acquire()
+        if len(told) > 1:
+            raise told[1]
+        return told[0]
 
 
 _engine: EngineLoop | None = None
@@ -117,6 +135,10 @@ class Job(Protocol):
     limit: int | None
     streams: bool  # whether the function is a generator's
     blob: Blob
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the function could be loaded somewhere."""
 
     def wanted(self) -> int:
         """Return how many leases the run could use now."""
@@ -154,6 +176,7 @@ class Loss:
     reason: str
     worker: str
     charge: bool = True  # whether it counts as a death that its inputs may have caused
+    begun: bool = True  # whether it may have started inputs of which nothing was told
 
 
 class NearLink(Protocol):
@@ -181,6 +204,7 @@ class Held:
     pid: int = 0
     worker: str = ""
     heard: float = 0.0  # when it sent something last
+    given: float = 0.0  # when it last got a chunk while it had none
     chunks: deque[int] = field(default_factory=deque)
     known: set[str] = field(default_factory=set)
     owed: int = 0
@@ -247,6 +271,8 @@ class Transport(ABC):
             for process in [p for p, j in self.reserved.items() if j is job]:
                 if process not in self.solo:
                     del self.reserved[process]
+            if not self.jobs:  # the next one has not been waiting
+                self.waiting_since = None
             self.wake()
 
     def wake(self) -> None:
@@ -329,7 +355,20 @@ class Transport(ABC):
         for other, chunk in self.returning:  # whose inputs have been waiting for longer
             route = self.routes.get(chunk)
             others += other.freed == chunk and route is not None and route[1].handle == job.handle
-        return others < self.limit(job)
+        return others < self.limit(job) and (job.loaded or self._may_try(job, held))
+
+    def _may_try(self, job: Job, held: Held) -> bool:
+        """Not all processes of a large cluster are to die of a function that none survives."""
+        trying = [(lease, lease.chunks) for lease in self.leases.values() if lease.chunks]
+        mine = [h for h, chunks in trying if any(self._is_of(job, chunk) for chunk in chunks)]
+        processes = {h.process for h in mine}
+        first = min((h.given for h in mine), default=0.0)
+        late = bool(mine) and _clock() - first > TRYING
+        return len(processes | {held.process}) <= TRIED or late
+
+    def _is_of(self, job: Job, chunk: int) -> bool:
+        route = self.routes.get(chunk)
+        return route is not None and route[1] is job
 
     # -- standing aside
 
@@ -443,7 +482,7 @@ class Transport(ABC):
             held.link.send(Load(job.blob.digest, job.blob.sources, job.blob.frames))
         if not held.chunks:
             held.still = 0.0
-            held.heard = _clock()
+            held.heard = held.given = _clock()
         held.chunks.append(chunk)
         self.routes[chunk] = (held, job)
         self.using[job.handle][held.name] += 1
@@ -584,17 +623,12 @@ class Transport(ABC):
             self.wake()
 
     def _hello(self, held: Held, message: Hello) -> None:
-        here = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        major = cloudpickle.__version__.partition(".")[0]
-        if message.python != here or message.cloudpickle.partition(".")[0] != major:
-            error = VersionMismatch(
-                f"the worker {message.worker} has Python {message.python} with cloudpickle "
-                f"{message.cloudpickle}, the notebook Python {here} with cloudpickle "
-                f"{cloudpickle.__version__}: functions can't be sent between them. Use the same "
-                "Python 3 minor version and the same major version of cloudpickle on both sides."
-            )
-            for job in list(self.jobs):
-                job.fail(error)
+        error = mismatch(message)
+        if error is not None:
+            self.fail(error)
+            if held.link is not None:  # it gives its slot back, and the next map asks anew
+                held.link.send(Quit())
+            held.state = "ending"
             return
         held.process, held.pid, held.worker = message.boot, message.pid, message.worker
         held.known.update(message.known)
@@ -608,7 +642,7 @@ class Transport(ABC):
         if held.link is not link:
             return
         if held.state == "ending":
-            self.lose([held], died=False, reason="its lease ended")
+            self.lose([held], died=False, reason="its lease ended", begun=False)
             held.forget_stream()
             self.gone(held)
         else:
@@ -620,7 +654,15 @@ class Transport(ABC):
         self.lose([held], died=False, reason="the connection to its worker was lost")
         self.gone(held)
 
-    def lose(self, leases: list[Held], *, died: bool, reason: str, charge: bool = True) -> None:
+    def lose(
+        self,
+        leases: list[Held],
+        *,
+        died: bool,
+        reason: str,
+        charge: bool = True,
+        begun: bool = True,
+    ) -> None:
         """Tell the runs what was lost with leases of one process that ended together."""
         alone = sum(bool(held.chunks) for held in leases) == 1
         for held in leases:
@@ -628,7 +670,7 @@ class Transport(ABC):
             for at, chunk in enumerate(list(held.chunks)):
                 route = self._drop_chunk(chunk)
                 if route is not None:
-                    loss = Loss(chunk, died, at == 0, alone, reason, held.worker, charge)
+                    loss = Loss(chunk, died, at == 0, alone, reason, held.worker, charge, begun)
                     route[1].lost(loss)
             if died:
                 self.solo.pop(process, None)
@@ -676,6 +718,20 @@ class Transport(ABC):
     def status(self) -> dict[str, Any]:
         """Return what there is, for people."""
         return {"leases": sum(h.state in {"open", "paused"} for h in self.leases.values())}
+
+
+def mismatch(hello: Hello) -> VersionMismatch | None:
+    """Return why functions can't be sent to a worker, if its versions forbid it."""
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    major = cloudpickle.__version__.partition(".")[0]
+    if hello.python == here and hello.cloudpickle.partition(".")[0] == major:
+        return None
+    return VersionMismatch(
+        f"the worker {hello.worker} has Python {hello.python} with cloudpickle "
+        f"{hello.cloudpickle}, the notebook Python {here} with cloudpickle "
+        f"{cloudpickle.__version__}: functions can't be sent between them. Use the same "
+        "Python 3 minor version and the same major version of cloudpickle on both sides."
+    )
 
 
 class Pending(Transport):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ __all__ = [
     "printed",
     "summary",
     "traceback",
+    "without_secrets",
 ]
 
 # Characters that turn the reading direction around without being seen: with them a message can
@@ -36,6 +38,8 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 # the two separators that many terminals and str.splitlines take for a newline.
 _UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+_WORD = re.compile(r"\S+")
 
 _FAILED = {"user": "failed", "lost": "was lost", "timeout": "timed out", "cancelled": "cancelled"}
 _ENDED = {
@@ -72,6 +76,18 @@ def plain(text: str, limit: int | None = 200, *, newlines: bool = False) -> str:
     rest = text[max(len(head), len(text) - limit) :]
     tail = _fitting(rest[::-1], room // 3, newlines)[::-1]
     return "".join(head) + _left_out(len(text) - len(head) - len(tail)) + "".join(tail)
+
+
+def without_secrets(text: str) -> str:
+    """Take names, passwords and queries out of the addresses in a text.
+
+    What may be part of a password counts as one, up to the last "@" of the word, since passwords
+    hold slashes, too: a text that lost too much is better than one that tells a secret.
+
+    >>> without_secrets("tls://me:secret@host:8786 and https://host/hub?token=secret")
+    'tls://host:8786 and https://host/hub?…'
+    """
+    return _WORD.sub(_without_secrets, text) if "@" in text or "?" in text else text
 
 
 def duration(seconds: float) -> str:
@@ -206,6 +222,16 @@ def pages_text(snapshot: Snapshot, failures: Sequence[FailureLine | Failure]) ->
     if more > 0:
         lines.append(f"  and {more:,} more: run.failures")
     return "\n".join(lines)
+
+
+def _without_secrets(word: re.Match[str]) -> str:
+    text = word[0]
+    before, at, host = text.rpartition("@")
+    if at and ":" in before:  # else it is a mail address
+        scheme, slashes, _ = before.partition("://")
+        text = f"{scheme}{slashes}{host}" if slashes else host
+    address, _, query = text.partition("?")
+    return f"{address}?…" if query and ("://" in address or "=" in query) else text
 
 
 def _how(s: Snapshot) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from ..engine.interrupts import Gate, start_thread
 from ..engine.model import Failure, Snapshot, Statuses
 from .terminal import Display, open_display
 
@@ -26,6 +27,7 @@ logger = logging.getLogger("nbmap")
 FIRST = 0.5  # seconds before a run is shown
 FIRST_CALL = 2.0  # seconds before a single call is shown, in a notebook
 EVERY = 0.1
+THREAD = "nbmap-view"
 SETTLE = 2.0  # seconds that the end of a run waits for its last line
 
 
@@ -74,7 +76,8 @@ class Watch:
         self.display = notebook.open(run) if notebook else open_display(name=run.name)
         self.prints: SimpleQueue[tuple[int, str, str]] = SimpleQueue()
         self.began = self.looked = time.monotonic()
-        self.closed = threading.Event()
+        self.closed = Gate()
+        self.closed.shut()
         # By its context a kernel knows to which cell an update belongs.
         self.context = contextvars.copy_context()
 
@@ -95,18 +98,18 @@ class Watch:
         """Show how the run ended."""
         self.forward()
         self.context.run(self.display.close, self.run.snapshot())
-        self.closed.set()
+        self.closed.open()
 
 
 _lock = threading.Lock()
 _watches: dict[int, Watch] = {}  # by the id of the run, which each Watch keeps alive
-_thread: threading.Thread | None = None
-_wake = threading.Event()
+_shows = False  # a thread does
+_wake = Gate()
 
 
 def begin(run: Watched) -> bool:
     """Show a run from now on, and tell whether that can be done; it goes on in any case."""
-    global _thread
+    global _shows
     try:
         watch = Watch(run)
     except Exception:
@@ -116,9 +119,9 @@ def begin(run: Watched) -> bool:
         run.on_print = lambda *printed: watch.prints.put(printed)
     with _lock:
         _watches[id(run)] = watch
-        if _thread is None:
-            _thread = threading.Thread(target=_loop, name="nbmap-view", daemon=True)
-            _thread.start()
+        if not _shows:
+            _shows = True
+            start_thread(THREAD, _loop)
     return True
 
 
@@ -158,18 +161,18 @@ def show_again(run: Watched) -> bool:
 def settle(run: Watched) -> None:
     """Return when the end of a run has been shown, so that it stands before what comes next."""
     watch = _watches.get(id(run))
-    if watch is None or threading.current_thread() is _thread:
+    if watch is None or threading.current_thread().name == THREAD:
         return
-    _wake.set()
-    watch.closed.wait(SETTLE)
+    _wake.open()
+    if watch.closed.wait(SETTLE):
+        watch.closed.open()  # for others that wait
 
 
 def _loop() -> None:
-    global _thread
+    global _shows
     next_look = time.monotonic() + EVERY
     while True:
         _wake.wait(EVERY)
-        _wake.clear()
         _close_ended()
         # Who waits for the end of a run wakes this up; that must not show others more often.
         if time.monotonic() >= next_look:
@@ -177,7 +180,7 @@ def _loop() -> None:
             _look_at_stalest()
         with _lock:
             if not _watches:
-                _thread = None
+                _shows = False
                 return
 
 
@@ -212,7 +215,7 @@ def _look_at_stalest() -> None:
 
 def _give_up(key: int, watch: Watch, error: Exception) -> None:
     logger.error("a run can't be shown", exc_info=error)
-    watch.closed.set()
+    watch.closed.open()
     _watches.pop(key, None)
 
 

@@ -24,7 +24,16 @@ from ..engine.model import (
     Failure,
     Frames,
 )
-from ..engine.pickling import Unloadable, dump, dump_exception, safe_repr, shorten
+from ..engine.pickling import (
+    Unloadable,
+    because_of,
+    dump,
+    dump_exception,
+    safe_repr,
+    safe_str,
+    shorten,
+    type_name,
+)
 from . import coroutines as _coroutines
 from .coroutines import Coroutines
 
@@ -58,6 +67,16 @@ class Arguments(tuple[Any, ...]):
     def __repr__(self) -> str:
         named = (f"{name}={value!r}" for name, value in self[1].items())
         return ", ".join([*map(repr, self[0]), *named])
+
+
+class Unknown:
+    """Stands for an input that was not loaded."""
+
+    def __repr__(self) -> str:
+        return "?"
+
+
+UNKNOWN = Unknown()
 
 
 class Pickled(list[Any]):
@@ -116,8 +135,8 @@ def run(call: Callable[[Any], Any], index: int, value: Any, function: Any) -> An
     except Stopped:
         raise
     except BaseException as error:
-        kind = type(output).__name__
-        return failure(error, index, UNPICKLABLE, value, f"the output, a {kind}, can't be sent: ")
+        prefix = _unsendable("the output", output)
+        return failure(error, index, UNPICKLABLE, value, prefix)
 
 
 class _UnsendableError(Exception):
@@ -191,8 +210,12 @@ def _item(number: int, output: Any) -> Any:
     except Stopped:
         raise
     except BaseException as error:
-        prefix = f"output {number}, a {type(output).__name__}, can't be sent: "
-        raise _UnsendableError(error, prefix) from None
+        raise _UnsendableError(error, _unsendable(f"output {number}", output)) from None
+
+
+def _unsendable(what: str, output: Any) -> str:
+    kind = _clean(type_name(output), MESSAGE)
+    return f"{what}, a {kind}, can't be sent{because_of(output)}: "
 
 
 def sendable(output: Any) -> Any:
@@ -201,13 +224,14 @@ def sendable(output: Any) -> Any:
 
 
 def _unloadable(value: Unloadable, index: int) -> Failure:
-    name = type(value.error).__name__
-    prefix = f"the input can't be unpickled: {name}: "
-    return failure(value.error, index, UNPICKLABLE, "?", prefix)
+    if isinstance(value.error, Stopped):  # it was stopped while it was loaded
+        raise value.error
+    prefix = f"the input can't be unpickled: {type_name(value.error)}: "
+    return failure(value.error, index, UNPICKLABLE, UNKNOWN, prefix)
 
 
 def _users(error: BaseException, index: int, value: Any, function: Any) -> Failure:
-    if isinstance(error, TypeError) and _not_entered(error):
+    if issubclass(type(error), TypeError) and _not_entered(error):  # it may hide its `__class__`
         _add_signature(error, function)
     return failure(error, index, USER, value)
 
@@ -230,8 +254,8 @@ def failure(error: BaseException, index: int, kind: str, value: Any, prefix: str
     return Failure(
         index=index,
         kind=kind,
-        type=_clean(type(error).__name__, MESSAGE),
-        message=_clean(prefix + _message(error), MESSAGE),
+        type=_clean(type_name(error), MESSAGE),
+        message=_clean(prefix + safe_str(error), MESSAGE),
         traceback=_clean(_format(error, user), TRACEBACK),
         stack=_stack(user),
         input=_repr(value),
@@ -248,32 +272,28 @@ def _clean(text: str, limit: int) -> str:
     return shorten(text, limit).encode("utf-8", "backslashreplace").decode()
 
 
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as inner:
-        return f"<message not available: its __str__ raised {type(inner).__name__}>"
+_TRACEBACK = BaseException.__dict__["__traceback__"]  # which a class may hide
 
 
 def _user_traceback(error: BaseException) -> Any:
     """Skip our own frames at the start; None where the user's code was never entered."""
-    tb = error.__traceback__
+    tb = _TRACEBACK.__get__(error)
     while tb is not None and tb.tb_frame.f_code.co_filename in _OURS:
         tb = tb.tb_next
     return tb
 
 
-def _not_entered(error: TypeError) -> bool:
+def _not_entered(error: BaseException) -> bool:
     return _user_traceback(error) is None
 
 
-def _add_signature(error: TypeError, function: Any) -> None:
+def _add_signature(error: BaseException, function: Any) -> None:
     try:
         name = getattr(function, "__name__", "the function")
         text = f"{error.args[0]} (the signature is {name}{inspect.signature(function)})"
+        error.args = (text, *error.args[1:])
     except Exception:
         return
-    error.args = (text, *error.args[1:])
 
 
 def _format(error: BaseException, user: Any) -> str:
@@ -288,7 +308,7 @@ def _format_roughly(error: BaseException, user: Any) -> str:
         frames = "".join(traceback.format_tb(user))
     except BaseException:
         frames = ""
-    return f"Traceback (most recent call last):\n{frames}{type(error).__name__}\n"
+    return f"Traceback (most recent call last):\n{frames}{type_name(error)}\n"
 
 
 def _stack(user: Any) -> list[list[Any]]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from . import capture
+
 FILE = inspect.currentframe().f_code.co_filename  # type: ignore[union-attr]
 
 
@@ -61,6 +63,7 @@ class Coroutines:
     async def _guarded(
         self, coroutine: Coroutine[Any, Any, Any]
     ) -> tuple[BaseException | None, Any]:
+        capture.begin()
         with self._lock:
             self._task = asyncio.current_task()
         try:

@@ -130,6 +130,7 @@ class Process:
         self._lock = threading.RLock()
         self._blobs: OrderedDict[str, Any] = OrderedDict()  # digest -> Load, or what it holds
         self._users: dict[str, set[str]] = {}
+        self._loading: dict[str, threading.Lock] = {}  # functions that are being unpickled
         self._keeping = False
         standin.install()
 
@@ -170,12 +171,19 @@ class Process:
         """Return a function and its constant arguments; loaded once a process."""
         with self._lock:
             entry = self._blobs[digest]
+            self._blobs.move_to_end(digest)
+            if not isinstance(entry, Load):
+                return entry  # type: ignore[no-any-return]
+            loading = self._loading.setdefault(digest, threading.Lock())
+        with loading:  # not under the other lock, which the worker's event loop takes
+            entry = self._blobs.get(digest, entry)
             if isinstance(entry, Load):
                 for name, text in entry.sources.items():
                     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
                 entry = load(entry.frames)
-                self._blobs[digest] = entry
-            self._blobs.move_to_end(digest)
+                with self._lock:
+                    self._blobs[digest] = entry
+                    self._loading.pop(digest, None)
             return entry  # type: ignore[no-any-return]
 
     def _keep(self) -> None:
@@ -206,6 +214,7 @@ class Lease:
         self._status = "running"
         # of the current chunk
         self._current: tuple[Work, deque[int]] | None = None  # with the positions not started
+        self._tries: dict[int, int] = {}  # attempts of those that were tried before
         self._began = 0.0
         self._sent = 0  # outcomes of the inputs before this one were sent
         self._spent = 0  # bytes of outputs
@@ -346,7 +355,7 @@ class Lease:
             if not self._opened.wait(OPEN):
                 return ALONE
             assert self._link is not None
-            capture.enter(self._printed, lambda: self._at)
+            capture.enter(self._printed, self._named)
             standin.enter(self)
             try:
                 while not self._ending:
@@ -368,6 +377,7 @@ class Lease:
         self._sent, self._spent, self._ran, self._marked = work.start, 0, 0, -1
         self._out, todo = [], deque(range(work.n))
         self._yields, self._pending, self._granted = [], 0, work.credit
+        self._tries = {index: attempt for index, attempt in work.tries}  # noqa: C416
         with self._gate:
             self._current = (work, todo)
             if (work.chunk, -1) in self._unwanted:
@@ -408,7 +418,7 @@ class Lease:
             if work.careful or work.timeout:  # it may have to be ended from the near side
                 self._mark(work, index, wait=True)
             value = values[at]
-            told = value if plain else "?"
+            told = value if plain else attempt.UNKNOWN
             outcome: Any
             try:
                 with self._gate:
@@ -426,8 +436,9 @@ class Lease:
                     told = loaded
                     if work.stream:
                         self._yielded = 0
-                        args = (call, index, loaded, function, self._emit, self._coroutines)
-                        outcome = attempt.iterate(*args)
+                        outcome = attempt.iterate(
+                            call, index, loaded, function, self._emit, self._coroutines
+                        )
                     else:
                         outcome = attempt.run(call, index, loaded, function)
                 with self._gate:
@@ -439,6 +450,7 @@ class Lease:
                     outcome = attempt.cancelled(index, told)
             if self._asked:
                 self._fence()
+            values[at] = value = told = loaded = None  # what it prints when it goes is its own
             if self._text is not None:
                 self._send_prints(index, last=True)
             out.append(outcome)
@@ -590,7 +602,12 @@ class Lease:
         if current is None or index < 0:
             msg = "no input runs in this thread"
             raise RuntimeError(msg)
-        return index, next((n for tried, n in current[0].tries if tried == index), 1)
+        return index, self._tries.get(index, 1)
+
+    def _named(self) -> object:
+        """Name the running input; the index of a call is always 0."""
+        current = self._current
+        return (current[0].chunk if current else -1, self._at)
 
     def _fence(self) -> None:
         """Clear a Stopped that was raised for an input and has not arrived; none can after this."""
@@ -612,7 +629,8 @@ class Lease:
                 index = work.start + todo.popleft()
             except IndexError:
                 return
-            self._out.append(attempt.failure(error, index, UNPICKLABLE, "?", prefix))
+            self._out.append(attempt.failure(error, index, UNPICKLABLE, attempt.UNKNOWN, prefix))
+            self._ran += 1
 
     # -- sending, from the lease's and the keeper's thread
 

@@ -179,7 +179,11 @@ def test_a_worker_without_a_nanny_keeps_its_process(folder):
     from distributed import LocalCluster
 
     with LocalCluster(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+        processes=False,
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
     ) as cluster:
         handle = nbmap.remote(timeout=0.3, grace=0.3, cluster=cluster)(time.sleep)
         [out] = handle.map([2], return_exceptions=True)

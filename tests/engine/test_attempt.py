@@ -599,13 +599,19 @@ def test_a_warning_is_shown_once_for_each_input():
         import sys, threading, warnings
         from nbmap.worker import capture
 
-        got, at = [], 0
-        capture.enter(lambda stream, text: got.append((at, stream, text)), lambda: at)
-        for at in range(3):
-            for _ in range(5):
-                warnings.warn("careful", UserWarning, stacklevel=1)
-        capture.leave()
-        assert [(i, s) for i, s, _ in got] == [(i, "stderr") for i in range(3)], got
+        def lease():
+            global at
+            for at in range(3):
+                for _ in range(5):
+                    warnings.warn("careful", UserWarning, stacklevel=1)
+
+        got, at, before = [], 0, list(warnings.filters)
+        for _ in range(2):  # also with the process's second lease, when the first has left
+            capture.enter(lambda stream, text: got.append((at, stream, text)), lambda: at)
+            lease()
+            capture.leave()
+            assert warnings.filters == before
+        assert [(i, s) for i, s, _ in got] == 2 * [(i, "stderr") for i in range(3)], got
         assert all("UserWarning: careful" in text for _, _, text in got)
         del __warningregistry__
         for _ in range(2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
@@ -77,6 +77,7 @@ class Cluster:
         self.singled = set()
         self.finished = []
         self.deaths = 0
+        self.starts = Counter()  # of each input, on whatever worker
         self.later = set()  # inputs that are to be tried again
         self.grants = 0
         self.sends = []
@@ -148,7 +149,9 @@ class Cluster:
 
     def take_send(self, effect):
         assert not self.cancelled_all
-        assert 0 <= effect.start < effect.stop <= self.read
+        empty = effect.start == effect.stop  # to find out whether the function can be loaded
+        assert not empty or (effect.careful and not self.run.loaded and self.deaths)
+        assert empty or 0 <= effect.start < effect.stop <= self.read
         away = {
             index
             for flight in self.run.flights.items()
@@ -244,6 +247,7 @@ class Cluster:
         if chunk.at >= chunk.stop:
             return None
         chunk.running, chunk.at = chunk.at, chunk.at + 1
+        self.starts[chunk.running] += 1
         if chunk.careful:
             lease.wire.append(state.Began(chunk.id, chunk.running))
             self.deliver(lease)
@@ -368,6 +372,8 @@ class Cluster:
         for index in run.later:
             places[index] += 1
         assert run.later == self.later or run.ending
+        uncounted = {i: n for i, n in self.starts.items() if n > run.attempts(i)}
+        assert not uncounted, f"more starts than attempts: {uncounted}"
         if run.status != "broken":
             assert all(n == 1 for n in places), f"inputs in {places} places"
         for ranges in (run.ready, run.suspects):
@@ -854,11 +860,57 @@ def test_a_lost_input_counts_an_attempt_for_every_process_that_it_took():
     cluster.die(0, arrives=0)
     lease = cluster.leases[0]
     assert cluster.offer(lease, alone=True)
+    assert cluster.begin(lease) is None  # the first chunk has none: it tells that it can be loaded
+    cluster.end_chunk(lease)
+    cluster.deliver(lease)
+    assert cluster.offer(lease, alone=True)
     while cluster.begin(lease) != 2:
         cluster.end_input(lease)
     cluster.die(0)
     assert cluster.run.deaths[2] == 2
     assert cluster.run.attempts(2) - 1 == 2  # without the one that is not to be
+
+
+def test_a_function_that_no_process_survives_fails_all_its_inputs_unstarted():
+    """After the third process, and no input counts an attempt more than the chunk that it was in."""
+    cluster = started(10)
+    cluster.offer(cluster.leases[0])
+    sent = cluster.sends[0].stop
+    cluster.die(0, arrives=0)
+    while not cluster.run.unloadable:
+        assert cluster.offer(cluster.leases[0], alone=True)
+        assert cluster.begin(cluster.leases[0]) is None
+        cluster.die(0, arrives=0)
+        cluster.check()
+    assert cluster.deaths == state.UNLOADABLE
+    assert cluster.run.failed == 10
+    assert [cluster.run.attempts(index) for index in range(10)] == [2] * sent + [1] * (10 - sent)
+
+
+def test_what_may_have_started_untold_counts_as_an_attempt():
+    """Of a lost lease all that it had, also behind a chunk of whose end nothing came."""
+    cluster = started(10)
+    cluster.run.per, cluster.run.size = 0.001, 3  # so that a second chunk is sent ahead
+    lease = cluster.leases[0]
+    assert cluster.offer(lease)
+    assert cluster.offer(lease)
+    while cluster.begin(lease) is not None:
+        cluster.end_input(lease)
+    cluster.end_chunk(lease)
+    assert cluster.begin(lease) == 3  # of the second one
+    lease.wire.clear()
+    cluster.lose([lease], died=False)
+    cluster.check()
+    assert [cluster.run.attempts(index) for index in range(8)] == [2] * 6 + [1] * 2
+
+
+def test_what_a_lease_had_not_started_when_it_said_bye_counts_as_no_attempt():
+    """A chunk that met a lease on its way out is sent again as if for the first time."""
+    cluster = started(10)
+    cluster.offer(cluster.leases[0])
+    [chunk] = cluster.leases[0].near
+    cluster.feed(state.Lost(chunk, died=False, begun=False))
+    assert cluster.run.attempts(0) == 1
 
 
 # --- single truths ----------------------------------------------------------------------------

@@ -103,12 +103,16 @@ def alone(monkeypatch):
 class Kernel:
     """A kernel in a process of its own."""
 
-    def __init__(self, client):
+    def __init__(self, client, manager):
         self.client = client
+        self.manager = manager
 
     def run(self, text):
         """Run a cell; return (the reply, the messages that it published)."""
-        parent = self.client.execute(text)
+        return self.await_end(self.client.execute(text))
+
+    def await_end(self, parent):
+        """Wait for the end of a cell that was sent; return what `run` does."""
         published = []
         while True:
             message = self.client.get_iopub_msg(timeout=60)
@@ -160,6 +164,6 @@ def new_kernel(tmp_path):
             with contextlib.suppress(Empty):
                 while True:
                     client.get_iopub_msg(timeout=0.1)
-            return Kernel(client)
+            return Kernel(client, kernel)
 
         yield start

@@ -154,6 +154,7 @@ def test_a_cluster_that_speaks_tls_is_told_of_in_words(bare, alone):
         processes=False,
         security=Security.temporary(),
         dashboard_address=None,
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         silence_logs=50,
     ) as cluster:
         told = bare.refused(f"%nbmap connect {cluster.scheduler_address}")
