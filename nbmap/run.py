@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -802,7 +803,8 @@ def _cancelled(index: int) -> InputCancelled:
 
 def _cancel_rest(driver: Driver) -> None:
     if not driver.over:
-        driver.cancel()
+        with contextlib.suppress(RunError):  # in a forked process, which only has a copy
+            driver.cancel()
 
 
 # --- exceptions from plain values --------------------------------------------------------------

@@ -303,7 +303,7 @@ def _connected(address: str, security: Any, grows_to: int) -> Transport:
             )
         raise _unreachable(address, why) from None  # the cause would name the address as given
     client.cluster = _Cluster(client)
-    atexit.register(client.close)
+    _at_exit(client.close)
     return DaskTransport(client, grows_to=grows_to)
 
 
@@ -420,8 +420,14 @@ def _start_own(workers: int | None, threads: int | None, memory: str | None) -> 
     from .local import LocalOwn
 
     own = LocalOwn(workers=workers, threads=threads, memory=memory)
-    atexit.register(own.close)
+    _at_exit(own.close)
     return own
+
+
+def _at_exit(close: Callable[[], object]) -> None:
+    """Close when this process ends, and not when one does that was forked from it."""
+    here = os.getpid()
+    atexit.register(lambda: close() if os.getpid() == here else None)
 
 
 def _refuse_without_main_guard() -> None:

@@ -824,6 +824,10 @@ class Driver:
         """Bytes of outputs that wait to be handed out, as far as the state was told."""
         return self._state.unread_bytes
 
+    def check(self) -> None:
+        """Raise in a process that was forked from the run's."""
+        self.transport.engine.check()
+
     def tell(self, event: state.Event) -> None:
         """Have the state handle an event, soon."""
         self.transport.engine.call(self._note, event)

@@ -67,6 +67,9 @@ class Source(Protocol):
     def keep_bytes(self) -> int:
         """Bytes of outputs that may wait to be handed out before it pauses."""
 
+    def check(self) -> None:
+        """Raise where nothing will ever come, as this process was forked from the run's."""
+
     def tell(self, event: state.Event) -> None:
         """Have its state handle an event, soon."""
 
@@ -145,6 +148,7 @@ class Outcomes:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(event.set)
 
+        self._source.check()
         stop = self.listen(wake)
         try:
             while True:
@@ -188,6 +192,7 @@ class Outcomes:
             if ready():
                 return True
         source, gate = self._source, Gate()
+        source.check()
         stop = self.listen(gate.open)
         try:
             while True:

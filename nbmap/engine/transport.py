@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-from ..errors import VersionMismatch
+from ..errors import RunError, VersionMismatch
 from ..worker.serve import Lease, Process
 from .interrupts import start_thread
 from .model import (
@@ -80,14 +81,26 @@ class EngineLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
         start_thread("nbmap-engine", self._run)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
+    def check(self) -> None:
+        """Raise where this process was forked: the thread has stayed behind, and never answers."""
+        if os.getpid() != self._pid:
+            msg = (
+                f"this process was forked from the one that has nbmap's threads (pid {self._pid}), "
+                "and has none of its own. Use nbmap there, or in a process that is started anew: "
+                "multiprocessing.get_context('spawn')"
+            )
+            raise RunError(msg)
+
     def call(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a function on the loop's thread, soon; from any thread."""
+        self.check()
         self.loop.call_soon_threadsafe(function, *args)
 
     def wait_for(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -96,6 +109,7 @@ class EngineLoop:
         Waits on a bare lock: an interrupt in the middle of a Condition leaves it taken, and the
         loop standing.
         """
+        self.check()
         done = threading.Lock()
         done.acquire()
         told: list[Any] = []

@@ -26,6 +26,9 @@ class Source:
     on_wait = None
     told: list = field(default_factory=list)
 
+    def check(self):
+        """Be in the run's process."""
+
     def tell(self, event):
         self.told.append(event)
 

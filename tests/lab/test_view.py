@@ -151,7 +151,7 @@ print(run.status)
     assert notebook.console_errors == []
 
 
-def test_v9_text_of_user_code_is_text(lab):
+def test_v9_f19_text_of_user_code_is_text(lab):
     """Scripts, images, escapes and bidi marks in inputs, errors and prints are shown, not obeyed."""
     notebook = opened(
         lab,

@@ -129,6 +129,30 @@ def test_async_and_scripts(tmp_path):
     assert printed == ["sum of 20 squares: 2470", "144"]
 
 
+def test_failures(tmp_path):
+    """Workers are really killed, and what is left is what the notebook says."""
+    notebook, texts, _ = executed("failures.ipynb", tmp_path)
+
+    def lines(cell):
+        return texts[cell].splitlines()
+
+    assert "UserCodeException(ZeroDivisionError" in texts["user"]
+    assert lines("user-failures")[1:] == ["[0.25, 0.5, 1.0, -1.0]", "inverting 0"]
+    assert texts["again"].strip() == "[0.25, 0.5, 1.0, inf, -1.0]"
+    assert lines("lost")[0] == "19 done"
+    assert "input 7 (7) was lost" in texts["lost"]
+    assert "signal 9 (SIGKILL)" in texts["lost"]
+    assert lines("stranger") == ["200 done, 0 failed", "at a second attempt: True"]
+    assert lines("generator") == ["[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "1 takeover"]
+    assert "input 1 (1) timed out" in texts["timeout"]
+    assert lines("cancel") == ["cancelled True 10000", "[0, 1, 2, 3, 4, 5]"]
+    assert "can't be sent because of ['lock']" in texts["unpicklable"]
+    assert "its variable 'lock' can't" in texts["refused"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    [promise] = re.findall(r"> (Every input ends .+)", notebook.cells[0].source)
+    assert promise in readme
+
+
 def test_a_failing_cell_fails_the_demo(tmp_path):
     """A notebook that raises ends the demo with the cell's error, and is saved as far as it came."""
     source, target = tmp_path / "bad.ipynb", tmp_path / "executed.ipynb"

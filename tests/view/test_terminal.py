@@ -270,7 +270,7 @@ def test_narrow_terminal() -> None:
     assert seen.screen == ["train  100 of 100 done, finished in 2 s"]
 
 
-def test_nothing_gets_through_to_the_terminal() -> None:
+def test_f19_nothing_gets_through_to_the_terminal() -> None:
     """Escapes in names, prints, notes and failures are shown, not obeyed; markup is just text."""
     seen = on_terminal("""
         evil = "\\x1b[2J\\x9b2J\\x1b]0;owned\\x07\\u202e[bold]{task}"
