@@ -70,6 +70,7 @@ def execute(source: Path, target: Path) -> str:
             timeout=CELL_TIMEOUT,
             resources={"metadata": {"path": str(source.parent)}},
         )
+        client.owns_km = True  # it ends the kernel with the notebook
         client.last_code_cell = code[-1]
         client.shown = ""
         client.on_cell_execute = client.announce

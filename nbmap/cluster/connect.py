@@ -263,10 +263,12 @@ def _address(text: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return how an error shows what was given for a cluster: of what is no text, only its type.
+    """Return how an error shows what was given for a cluster: of most objects only the type.
 
-    It may be a configuration, or a security object, with a password in it.
+    They may be a configuration, or a security object, with a password in it.
     """
+    if isinstance(value, (int, float)):
+        return shown(value)
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if not isinstance(value, str):
@@ -287,9 +289,9 @@ def _connected(address: str, security: Any, grows_to: int) -> Transport:
         why = str(error) or type(error).__name__
         if address.startswith("tls") and security is None:
             why = (
-                "nbmap was given no certificates for TLS. Make a Dask client with them and connect "
-                "to that: nbmap.connect(client), or %nbmap connect $client. A scheduler that does "
-                "not speak TLS has an address that begins with tcp://"
+                "it speaks TLS, or its address begins with tcp://. For TLS make a Dask client with "
+                "its certificates and connect to that: nbmap.connect(client), or %nbmap connect "
+                "$client"
             )
         elif address.startswith("tls"):
             why += (

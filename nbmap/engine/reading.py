@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from itertools import chain, islice
 from queue import Empty as NothingThere
@@ -33,6 +33,7 @@ READ_AT_ONCE = 5_000
 # Takes what was read and pickled, what the user's iterator raised, and whether that was all.
 Take = Callable[[list["Pack | Refused"], BaseException | None, bool], None]
 
+LOOK = 0.5  # seconds after which who waits for an item looks whether its loop runs
 _ENDED = "the event loop in which the inputs are read has ended"
 _END = object()  # what `next` returns at the end of the inputs
 _EMPTIES: tuple[Iterable[Any], ...] = ([], (), range(0), range(1 << 70), {}, set(), "", b"")
@@ -71,7 +72,7 @@ class FromAsync:
         if self._own is None and not loop.is_running():
             raise RuntimeError(_ENDED)
         try:
-            item = asyncio.run_coroutine_threadsafe(_next(self._iterator), loop).result()
+            item = self._wait(asyncio.run_coroutine_threadsafe(_next(self._iterator), loop), loop)
         except BaseException as error:
             ours = self._own is not None
             self.close()
@@ -82,6 +83,14 @@ class FromAsync:
             self.close()
             raise StopIteration
         return item
+
+    @staticmethod
+    def _wait(future: Future[Any], loop: asyncio.AbstractEventLoop) -> Any:
+        """Return the item; a loop that ends before it has begun with it never tells."""
+        while not wait([future], LOOK).done:
+            if not loop.is_running():
+                raise RuntimeError(_ENDED)
+        return future.result()
 
     def close(self) -> None:
         """Close the async iterator, so that its `finally` runs, and the loop that is ours."""

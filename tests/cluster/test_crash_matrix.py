@@ -321,7 +321,7 @@ def test_f3_a_function_whose_loading_kills_its_process_ends_the_run(cluster, fol
         run.cancel()
     assert len(recorded(folder)) <= 3
     assert [(line.index, line.kind) for line in run.failures] == [(i, "lost") for i in range(50)]
-    told = "every worker dies that loads the function: its worker process"
+    told = "every worker dies that loads the function: its worker"
     assert all(line.message.startswith(told) for line in run.failures)
     assert list(nbmap.remote(give).map(range(5))) == [*range(5)]
 

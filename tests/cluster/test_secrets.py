@@ -232,6 +232,7 @@ def test_f20_a_saved_notebook_has_no_secret_and_no_variable_of_the_environment(t
     )
     manager = OwnAsyncKernel(transport="ipc", ip=str(tmp_path / "k"))
     client = NotebookClient(notebook, km=manager, timeout=60, allow_errors=True)
+    client.owns_km = True  # it ends the kernel with the notebook
     os.environ["NAME_TOKEN"] = SECRET
     try:
         client.execute()

@@ -10,11 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def wait_until(true, seconds=30):
+def wait_until(true, seconds=30, why=lambda: "waited in vain"):
     """Wait for something to become true; a guard, not a measure."""
     until = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, why()
         time.sleep(0.01)
 
 

@@ -1,0 +1,52 @@
+"""What every test leaves behind: nothing.
+
+Unclosed sockets and files are warnings of Python, which are errors here.
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers.processes import wait_until
+
+# Threads that stay as long as the process does, whatever runs in it.
+LASTING = {"nbmap-engine", "nbmap-loop", "nbmap-keeper", "nbmap-view"}
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing():
+    """Fail a test that leaves a thread of nbmap's, a process or a comm; clusters apart."""
+    before = held()
+    yield
+    wait_until(lambda: not held() - before, 20, lambda: f"left behind: {held() - before}")
+
+
+def held():
+    """Return what there is now: threads, processes and comms, each by name and number."""
+    threads = {
+        (thread.name, thread.ident)
+        for thread in threading.enumerate()
+        if thread.name.startswith("nbmap-") and thread.name not in LASTING
+    }
+    return threads | processes() | comms()
+
+
+def processes():
+    """Return this process's children, without the workers of clusters, which have owners."""
+    found = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            for pid in path.read_text().split():
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if not any(b"multiprocessing" in word for word in words):
+                    found.add((b" ".join(words[:4]).decode(errors="replace"), int(pid)))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def comms():
+    """Return the comms of the widgets in this process."""
+    module = sys.modules.get("comm")
+    return {("comm", name) for name in module.get_comm_manager().comms} if module else set()
