@@ -181,7 +181,7 @@ class DaskTransport(Transport):
         await self._bury(held)
         if self.leases.get(held.name) is held:
             self._at[held.name] = place
-            self.workers.watch(place.address)
+            self.workers.watch(place.address, place.server)
         while self._is_at(held, place):  # its task gives up in the end, and is asked for again
             try:
                 link = await self._streams.open(place, held.name, on_message, on_end)

@@ -48,6 +48,7 @@ class Workers:
         self._ends: OrderedDict[str, tuple[Any, Any]] = OrderedDict()  # exit code, memory limit
         self._memory: OrderedDict[str, int] = OrderedDict()  # of those that had too much
         self._watched: dict[str, bool] = {}  # address -> whether it has a nanny
+        self._servers: dict[str, str] = {}  # address -> the id of the worker there
         self._seen: dict[str, tuple[Any, float]] = {}  # what the scheduler said, and since when
         self._asking = False
         self._asked = 0.0
@@ -64,11 +65,19 @@ class Workers:
         _time, told = event
         self._engine.call(_note, self._memory, told["worker"], told["rss"])
 
-    def watch(self, address: str) -> None:
-        """Have the nanny of a worker tell how it ends."""
-        if address not in self._watched:
-            self._watched[address] = False
-            self._engine.loop.create_task(self._watch(address))
+    def watch(self, address: str, server: str) -> None:
+        """Have the nanny of a worker tell how it ends.
+
+        Another `server` at the same address is another process; how the last one ended is not how
+        this one will.
+        """
+        if self._servers.get(address) == server:
+            return
+        self._servers[address] = server
+        self._ends.pop(address, None)
+        self._memory.pop(address, None)
+        self._watched[address] = False
+        self._engine.loop.create_task(self._watch(address))
 
     async def _watch(self, address: str) -> None:
         watched = await self._ask(self._run_on_nanny, address, "watch", self.topic)

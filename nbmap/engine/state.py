@@ -13,8 +13,8 @@ Blame, when a process dies: what had certainly not started waits again and nobod
 may have been running (the suspects) is next tried by itself, as a *careful* chunk: one that has its
 process to itself and whose starts are on the wire before its inputs run. If a process dies again,
 the input that had started last is to blame, exactly. `worker_losses` such deaths make it `lost`.
-Where processes die before anything ran, a chunk without inputs comes first, on one process at a time:
-if that dies too, the function can't be loaded, and no input ever runs.
+Where processes die before anything ran, a chunk without inputs comes first, when no other is under
+way: if its process dies too, the function can't be loaded, and no input ever runs.
 
 An input of a generator (`stream`) has outputs before it has an outcome. What a lease may send of
 them is bounded by credit: what it has spent is granted again as long as the run is not full of
@@ -426,7 +426,7 @@ class RunState:
         if self.ending:
             return
         if self.suspects and self.unstarted and not self.loaded:
-            if event.alone and not any(f.pos == f.stop for f in self.flights.values()):
+            if event.alone and not self.flights:  # others that load it now tell as much
                 start = self.suspects[0][0]
                 self._send(event, start, start, out, careful=True)
             return

@@ -20,7 +20,7 @@ def anywhere(request):
     return request.getfixturevalue("two_workers")
 
 
-def holds_the_lock(folder, seconds=60):
+def holds_the_lock(folder, seconds=600):
     """Tell who it is, and sleep in C code without giving Python's lock away."""
     with (Path(folder) / "pids").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -36,7 +36,7 @@ def is_gone(pid):
 
 
 def test_f13_a_function_in_c_code_times_out_and_its_process_ends(anywhere, folder):
-    """time.sleep(60) is a timeout of its input alone, and sleeps on nowhere."""
+    """time.sleep(600) is a timeout of its input alone, and sleeps on nowhere."""
 
     def nap(x):
         import os
@@ -44,7 +44,7 @@ def test_f13_a_function_in_c_code_times_out_and_its_process_ends(anywhere, folde
 
         if x == 1:
             (Path(folder) / "pid").write_text(str(os.getpid()))
-            time.sleep(60)
+            time.sleep(600)
         return x
 
     handle = nbmap.remote(timeout=0.5, grace=0.5, cluster=anywhere)(nap)

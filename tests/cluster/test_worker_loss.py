@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import dasks
+from helpers.faulty import free_port
 from helpers.processes import wait_until
 
 import nbmap
@@ -122,6 +123,25 @@ def test_a_lease_that_waits_for_a_dead_worker_is_asked_for_again(folder):
         nbmap.stop()
 
 
+def test_f5_how_a_worker_ended_is_not_told_of_the_next_one_at_its_address(existing):
+    """Where workers have fixed ports, a second process has the address of the first."""
+
+    def work(x):
+        if x == 1:
+            os._exit(3)
+        if x == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    cluster = existing(workers=1, worker_port=free_port())
+    handle = nbmap.remote(work, cluster=cluster, worker_losses=1)
+    for x, how in ((1, "exit code 3"), (2, "signal 9"), (1, "exit code 3")):
+        run = handle.map([x], return_exceptions=True)
+        assert run.wait(60)
+        [line] = run.failures
+        assert how in line.message
+
+
 def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_ignored(tmp_path):
     """Dask gives it up after worker-ttl; its input runs elsewhere, and has one outcome."""
 
@@ -153,6 +173,7 @@ def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_igno
         os.kill(pid, signal.SIGCONT)
         assert [x for x, _ in out] == list(range(8))
         assert out[0][1] != pid
+        wait_until((tmp_path / f"ended-0-{pid}").exists)
         time.sleep(1)  # for what it has to say now
         assert run.results() == out
         assert run.failures == []

@@ -148,6 +148,7 @@ def test_failures(tmp_path):
     assert lines("cancel") == ["cancelled True 10000", "[0, 1, 2, 3, 4, 5]"]
     assert "can't be sent because of ['lock']" in texts["unpicklable"]
     assert "its variable 'lock' can't" in texts["refused"]
+    assert "C code, a child process or a thread of your own writes" in notebook.cells[-2].source
     readme = " ".join((ROOT / "README.md").read_text().split())
     [promise] = re.findall(r"> (Every input ends .+)", notebook.cells[0].source)
     assert promise in readme
