@@ -277,14 +277,13 @@ def _shown(value: object) -> str:
 
 
 def _connected(address: str, security: Any, grows_to: int) -> Transport:
-    from distributed import Client
-
+    from .client import connected
     from .leases import DaskTransport
 
     _refuse_where_nobody_listens(address)
     try:
         _await_first_words(address, security)
-        client = Client(address, security=security, timeout=TIMEOUT, set_as_default=False)
+        client = connected(address, security=security, timeout=TIMEOUT)
     except Exception as error:
         why = str(error) or type(error).__name__
         if address.startswith("tls") and security is None:

@@ -20,12 +20,13 @@ import time
 from collections import deque
 
 import dask
-from distributed import Client, LocalCluster, Security
+from distributed import LocalCluster, Security
 from distributed.core import Status
 
 from ..engine.memory import memory_limit
 from ..errors import ClusterError, ClusterLost
 from ..view import render
+from .client import connected
 from .leases import DaskTransport
 
 THREADS = 64  # a process; Dask makes a thread when it is needed
@@ -113,7 +114,7 @@ class LocalOwn:
         except Exception as error:
             msg = f"nbmap's own cluster could not be started: {error}"
             raise ClusterError(msg) from error
-        self._client = Client(self._cluster, set_as_default=False)
+        self._client = connected(self._cluster)
         self.transport = DaskTransport(self._client, own=self)
         self._closed = False
 

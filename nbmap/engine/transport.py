@@ -513,6 +513,12 @@ class Transport(ABC):
             if not job.has_suspects():
                 continue
             process = next((p for p, j in self.reserved.items() if j is job), "")
+            if process not in self.solo and self._has_chunks(process):
+                # What runs there may take long, or wait for what the suspects hold back.
+                free = self._least_busy()
+                if free and not self._has_chunks(free):
+                    del self.reserved[process]
+                    process = ""
             if not process:
                 process = self._least_busy()
                 if not process:
@@ -522,11 +528,14 @@ class Transport(ABC):
                     if held.process == process and held.link is not None:
                         held.link.send(Recall())
             inside = [held for held in self.leases.values() if held.process == process]
-            if process in self.solo or any(held.chunks for held in inside):
+            if process in self.solo or self._has_chunks(process):
                 continue
             ready = [h for h in inside if h.state == "open" and self._may(job, h)]
             if ready and self._offer(job, ready[0], alone=True):
                 self.solo[process] = ready[0].chunks[-1]
+
+    def _has_chunks(self, process: str) -> bool:
+        return any(held.chunks for held in self.leases.values() if held.process == process)
 
     def _least_busy(self) -> str:
         load: Counter[str] = Counter()

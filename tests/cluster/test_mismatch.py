@@ -293,8 +293,10 @@ def test_f21_what_listens_is_no_scheduler(answer):
     ],
 )
 def test_f21_a_wrong_address_is_named(address):
-    """Whatever is wrong with it, the error has the address, says what is wrong, and is one line."""
+    """The error has the address, says what is wrong, is one line, and leaves no loop running."""
+    before = set(threading.enumerate())
     error = refused(lambda: nbmap.connect(address))
+    assert [t.name for t in set(threading.enumerate()) - before if t.is_alive()] == []
     shown = str(error)
     assert "\n" not in shown
     assert shown.isprintable()

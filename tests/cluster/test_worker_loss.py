@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import dasks
 from helpers.faulty import free_port
+from helpers.files import await_file, there, touch
 from helpers.processes import wait_until
 
 import nbmap
@@ -48,6 +49,26 @@ def test_f5_the_input_that_kills_its_worker_is_lost_alone(anywhere, folder, how)
     assert how in str(out[7])
     assert [(f.index, f.kind) for f in run.failures] == [(7, "lost")]
     assert len(list(Path(folder).iterdir())) <= 3
+
+
+def test_f5_what_ran_in_a_dead_process_waits_for_no_other_input(anywhere, folder):
+    """It is tried alone in the process that comes next, and not after what takes long elsewhere."""
+
+    def work(x):
+        if x == 0 and not there(folder, "died"):
+            await_file(folder, "1 runs")
+            touch(folder, "died")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 1:
+            touch(folder, "1 runs")
+            await_file(folder, "0 ended")
+        else:
+            touch(folder, f"{x} ended")
+        return x
+
+    run = nbmap.remote(work, cluster=anywhere, concurrency=2).map(range(2))
+    assert list(run) == [0, 1]
+    assert [line["attempts"] for line in run.records()] == [2, 1]
 
 
 @pytest.mark.parametrize("ours", [True, False])
