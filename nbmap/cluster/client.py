@@ -20,10 +20,10 @@ def connected(target: object, **options: Any) -> Client:
     Raises:
         Exception: whatever Dask raises where it can't connect.
     """
-    return _Whole(target, set_as_default=False, **options)
+    return _Whole(target, set_as_default=False, **options)  # type: ignore[no-untyped-call]
 
 
-class _Whole(Client):  # type: ignore[misc]
+class _Whole(Client):
     """A client that is either connected or closed.
 
     One that Dask could not start would close itself when it is collected: in any thread, which may
@@ -32,8 +32,8 @@ class _Whole(Client):  # type: ignore[misc]
 
     def start(self, **kwargs: Any) -> None:
         try:
-            super().start(**kwargs)
+            super().start(**kwargs)  # type: ignore[no-untyped-call]
         except BaseException:
             with contextlib.suppress(Exception):
-                self.close()
+                self.close()  # type: ignore[no-untyped-call]
             raise
