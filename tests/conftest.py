@@ -19,13 +19,18 @@ def leaves_nothing():
     """Fail a test that leaves a thread of nbmap's, a process or a comm; clusters apart."""
     before = held()
     yield
-    wait_until(lambda: not held() - before, 20, lambda: f"left behind: {held() - before}")
+    wait_until(lambda: not left(before), 20, lambda: f"left behind: {left(before)}")
+
+
+def left(before):
+    """Return the names of what there is now and was not there before."""
+    return [name for what, name in held().items() if what not in before]
 
 
 def held():
-    """Return what there is now: threads, processes and comms, each by name and number."""
+    """Return what there is now: the names of threads, processes and comms, by kind and number."""
     threads = {
-        (thread.name, thread.ident)
+        ("thread", thread.ident): thread.name
         for thread in threading.enumerate()
         if thread.name.startswith("nbmap-") and thread.name not in LASTING
     }
@@ -34,13 +39,14 @@ def held():
 
 def processes():
     """Return this process's children, without the workers of clusters, which have owners."""
-    found = set()
+    found = {}
     for path in Path("/proc/self/task").glob("*/children"):
         try:
             for pid in path.read_text().split():
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if not any(b"multiprocessing" in word for word in words):
-                    found.add((b" ".join(words[:4]).decode(errors="replace"), int(pid)))
+                ended = words == [b""]  # and its parent is about to hear of it
+                if not ended and not any(b"multiprocessing" in word for word in words):
+                    found["process", int(pid)] = b" ".join(words[:4]).decode(errors="replace")
         except OSError:  # it has just ended
             continue
     return found
@@ -49,4 +55,4 @@ def processes():
 def comms():
     """Return the comms of the widgets in this process."""
     module = sys.modules.get("comm")
-    return {("comm", name) for name in module.get_comm_manager().comms} if module else set()
+    return {("comm", x): f"comm {x}" for x in module.get_comm_manager().comms} if module else {}

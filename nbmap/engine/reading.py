@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -47,6 +55,30 @@ class _End:
     error: BaseException | None
 
 
+class _Ending:
+    """Tells whether an event loop has begun to end, and closes the generators that it runs.
+
+    One that was closed looks like one that came to its end. So a generator of ours is in the same
+    loop, which closes all in one go.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._canary: AsyncGenerator[None] | None = None
+
+    async def watch(self) -> None:
+        """Have the running loop watched."""
+        if self._canary is None:
+            self._canary = self._until_closed()
+            await anext(self._canary)
+
+    async def _until_closed(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            self.begun = True
+
+
 class FromAsync:
     """Iterates an async iterable from a thread.
 
@@ -60,6 +92,7 @@ class FromAsync:
         self._iterator = aiter(inputs)
         self._loop = loop
         self._own: asyncio.AbstractEventLoop | None = None
+        self._ending = _Ending()
 
     def __iter__(self) -> FromAsync:
         return self
@@ -71,16 +104,22 @@ class FromAsync:
             threading.Thread(target=_run_loop, args=(loop,), name="nbmap-loop", daemon=True).start()
         if self._own is None and not loop.is_running():
             raise RuntimeError(_ENDED)
+        next_one = _next(self._iterator, self._ending)
         try:
-            item = self._wait(asyncio.run_coroutine_threadsafe(_next(self._iterator), loop), loop)
+            item = self._wait(asyncio.run_coroutine_threadsafe(next_one, loop), loop)
         except BaseException as error:
             ours = self._own is not None
+            if not loop.is_running() and inspect.getcoroutinestate(next_one) == "CORO_CREATED":
+                next_one.close()  # it never began, and Python would complain of that
             self.close()
             if not ours and isinstance(error, CancelledError):
                 raise RuntimeError(_ENDED) from None
             raise
         if item is _END:
+            cut = self._own is None and self._ending.begun
             self.close()
+            if cut:
+                raise RuntimeError(_ENDED)
             raise StopIteration
         return item
 
@@ -104,8 +143,12 @@ class FromAsync:
         self.close()
 
 
-async def _next(iterator: AsyncIterator[Any]) -> Any:
-    return await anext(iterator, _END)
+async def _next(iterator: AsyncIterator[Any], ending: _Ending) -> Any:
+    await ending.watch()
+    item = await anext(iterator, _END)
+    if item is _END:
+        await asyncio.sleep(0)  # a loop that closes generators has begun with all of them by then
+    return item
 
 
 async def _shut(loop: asyncio.AbstractEventLoop) -> None:
