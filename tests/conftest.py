@@ -23,8 +23,11 @@ def leaves_nothing():
 
 
 def left(before):
-    """Return the names of what there is now and was not there before."""
-    return [name for what, name in held().items() if what not in before]
+    """Return the names of what there is now and was not there before.
+
+    A process without one has just ended, or just begun.
+    """
+    return [name for what, name in held().items() if name and what not in before]
 
 
 def held():
@@ -44,8 +47,7 @@ def processes():
         try:
             for pid in path.read_text().split():
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                ended = words == [b""]  # and its parent is about to hear of it
-                if not ended and not any(b"multiprocessing" in word for word in words):
+                if not any(b"multiprocessing" in word for word in words):
                     found["process", int(pid)] = b" ".join(words[:4]).decode(errors="replace")
         except OSError:  # it has just ended
             continue

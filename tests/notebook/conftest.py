@@ -7,15 +7,14 @@ from queue import Empty
 from tempfile import TemporaryDirectory
 
 import pytest
+from helpers.here import in_process
 from helpers.kernels import OwnKernel
 from IPython import version_info
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-import nbmap
 from nbmap.cluster import connect
-from nbmap.engine.transport import InProcess
 
 
 class Ran:
@@ -89,7 +88,7 @@ def bare(the_shell, monkeypatch):
 def notebook(bare):
     """Yield a shell with nbmap loaded, whose handles run in this process."""
     bare.shell.extension_manager.load_extension("nbmap")
-    with nbmap.connect(InProcess(2)):
+    with in_process(2):
         yield bare
 
 

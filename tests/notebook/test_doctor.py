@@ -9,11 +9,11 @@ from importlib import metadata
 
 import pytest
 from click.testing import CliRunner
+from helpers.here import in_process
 
 import nbmap
 from nbmap import cli, doctor
 from nbmap.cluster import connect, local
-from nbmap.engine.transport import InProcess
 
 
 def test_the_report_names_versions_and_limits(alone):
@@ -73,7 +73,7 @@ def test_other_versions_on_workers_are_problems(monkeypatch, alone):
 
 def test_what_a_connected_cluster_is_is_told(alone):
     """Its slots and workers, as nbmap.status() says."""
-    with nbmap.connect(InProcess(3)):
+    with in_process(3):
         assert "3 slots" in doctor.examine().facts["cluster"]
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from helpers.files import wait_until
+from helpers.here import in_process
 
 import nbmap
 from nbmap.cluster import connect
-from nbmap.engine.transport import InProcess
 
 LASTING = ("nbmap-engine", "nbmap-view", "nbmap-keeper", "nbmap-lease")
 
@@ -28,9 +28,9 @@ def transport(request):
     """The name of the transport that handles run on in this test; at its end nothing runs on it."""
     if request.param == "dask":
         request.getfixturevalue("own_cluster")
-    cluster = "local" if request.param == "dask" else InProcess(slots=2)
+    there = nbmap.connect("local") if request.param == "dask" else in_process(2)
     before = set(threading.enumerate())
-    with nbmap.connect(cluster):
+    with there:
         yield request.param
         nothing_runs(before)
 
@@ -42,7 +42,7 @@ def roomy(transport):
         yield transport
         return
     before = set(threading.enumerate())
-    with nbmap.connect(InProcess(slots=8)):
+    with in_process(8):
         yield transport
         nothing_runs(before)
 

@@ -8,10 +8,10 @@ import traceback
 
 import pytest
 from helpers.files import record, recorded
+from helpers.here import in_process
 from helpers.processes import wait_until
 
 import nbmap
-from nbmap.engine.transport import InProcess
 
 
 def failing(folder):
@@ -130,11 +130,11 @@ def test_s25_retry_refuses_a_function_that_became_a_generators(transport):
 
 def test_s25_retry_may_run_on_another_cluster(tmp_path):
     """The cluster is the one that a map would run on now."""
-    with nbmap.connect(InProcess(1)):
+    with in_process(1):
         run = failing(tmp_path).map(range(6))
         assert run.wait(60)
     mend(tmp_path)
-    with nbmap.connect(InProcess(2)):
+    with in_process(2):
         assert list(run.retry()) == [0, 10, 20, 30, 40, 50]
 
 

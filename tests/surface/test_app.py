@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from helpers.files import GUARD, wait_until
+from helpers.here import in_process
 from helpers.processes import processes_with
 
 import nbmap
 from nbmap import cli
-from nbmap.engine.transport import InProcess
 
 COMMAND = [os.fspath(Path(sys.executable).with_name("nbmap")), "run"]
 
@@ -52,7 +52,7 @@ def run(tmp_path, monkeypatch):
             Path(file).write_text(source)
         return CliRunner().invoke(cli.main, ["run", file + name, *arguments])
 
-    with nbmap.connect(InProcess(slots=2)):
+    with in_process(2):
         yield call
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(os.fspath(tmp_path)):

@@ -23,9 +23,9 @@ from helpers.files import (
     touch,
     wait_until,
 )
+from helpers.here import in_process
 
 import nbmap
-from nbmap.engine.transport import InProcess
 
 
 async def double(x):
@@ -264,7 +264,7 @@ def test_s7_a_coroutine_that_does_not_listen_is_stopped_too(folder):
         finally:
             touch(folder, "tidied")
 
-    with nbmap.connect(InProcess(slots=1)):  # of its own, which stays blocked where this fails
+    with in_process(1):  # of its own, which stays blocked where this fails
         run = nbmap.remote(work, grace=1).map([0])
         await_file(folder, "began")
         run.cancel()
