@@ -145,7 +145,8 @@ class Notebook(Tab):
 
     def wait_kernel(self, status):
         """Wait until the kernel is in a state that the pattern `status` tells."""
-        expect(self.kernel_status).to_have_attribute("data-status", re.compile(f"^({status})$"))
+        pattern = re.compile(f"^({status})$")  # a kernel that starts on a busy machine takes long
+        expect(self.kernel_status).to_have_attribute("data-status", pattern, timeout=60_000)
 
     def interrupt(self):
         """Interrupt the kernel, by the menu.
