@@ -88,11 +88,11 @@ def test_f20_no_error_tells_what_a_factory_or_a_file_has_said(tmp_path, monkeypa
     """The error of `labextension.factory` and that of a scheduler file are cleaned, too."""
     import dask
 
-    factory = {
-        "module": "distributed",
-        "class": "Client",
-        "args": [f"tls://user:{SECRET}@127.0.0.1:1"],
-        "kwargs": {"timeout": 1},
+    factory = {  # it tells the address that it was given, as those of Dask do
+        "module": "distributed.comm",
+        "class": "get_address_host_port",
+        "args": [f"tls://user:{SECRET}@127.0.0.1:port"],
+        "kwargs": {"strict": True},
     }
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     with dask.config.set({"labextension.factory": factory}), pytest.raises(nbmap.ClusterError) as e:
