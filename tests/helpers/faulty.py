@@ -120,13 +120,13 @@ class Faulty:
             return
         self.counts["connections"] += 1
         number = self.counts["connections"]
-        ours = asyncio.Event()
+        ours = []  # what the connection is for, where that may be hit
 
         def sort(message):
             if any(what.search(message) for what in hit):
-                ours.set()
+                ours.append("streams" if STREAM.search(message) else "questions")
                 self._open.update((writer, far_writer))
-                self.counts["streams" if STREAM.search(message) else "questions"] += 1
+                self.counts[ours[0]] += 1
 
         ways = [
             asyncio.ensure_future(
@@ -172,12 +172,13 @@ class Faulty:
                     head += await source.readexactly(left)
                     left = 0
                     sort(head)
-                fault, at = self._fault(rng, len(head) + left) if ours.is_set() else ("", 0)
+                fault, at = self._fault(rng, len(head) + left) if ours else ("", 0)
                 passed = 0
                 piece = head
                 while True:
                     if fault and passed <= at < passed + len(piece):
                         self.counts[fault] += 1
+                        self.counts[f"{fault} of {ours[0]}"] += 1
                         sink.write(piece[: at - passed])
                         await sink.drain()
                         if fault == "cuts":
