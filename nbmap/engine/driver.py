@@ -615,8 +615,8 @@ class Driver:
             for index in range(flight.pos, min(flight.stop, flight.pos + 1000)):
                 self._loss_reasons[index] = (loss.reason, loss.worker)
         self._drop_children(loss.chunk)  # the next attempt makes runs of its own
-        lost = state.Lost(loss.chunk, loss.died, loss.current, loss.alone, loss.charge, loss.begun)
-        self._apply(self._state.handle(lost))
+        known = loss.died, loss.current, loss.alone, loss.charge, loss.begun, loss.death
+        self._apply(self._state.handle(state.Lost(loss.chunk, *known)))
 
     # -- the engine's thread: effects out
 

@@ -150,7 +150,8 @@ class Lost:
     `died`: its process is dead. `current`: the lease was at this chunk, the others only waited
     there. `alone`: no other lease of the process had an input running. `charge`: whether the death
     may have been an input's doing; otherwise it was ours. `begun`: whether inputs may have started;
-    those of a lease that has said Bye have not.
+    those of a lease that has said Bye have not. `death`: a number that the leases share which ended
+    together with their process; 0 is another one each time.
     """
 
     chunk: int
@@ -159,6 +160,7 @@ class Lost:
     alone: bool = False
     charge: bool = True
     begun: bool = True
+    death: int = 0
 
 
 @dataclass(slots=True)
@@ -377,7 +379,8 @@ class RunState:
     ending: str = ""  # the status that a cancelled or stopped run is going to have
     allowed: int = 0
     loaded: bool = False  # the function could be loaded somewhere
-    unstarted: int = 0  # deaths before that
+    unstarted: int = 0  # processes that died before that
+    last_death: int = 0  # the number of the last of them
     unloadable: bool = False
 
     def handle(self, event: Event) -> list[Effect]:
@@ -631,7 +634,8 @@ class RunState:
         if flight is None:
             return
         if event.died and event.current and event.charge and not self.loaded:
-            self.unstarted += 1
+            self.unstarted += not event.death or event.death != self.last_death
+            self.last_death = event.death
             if flight.pos == flight.stop and self.unstarted >= UNLOADABLE:
                 self._fail_all(out)
         if flight.pos >= flight.stop:

@@ -74,6 +74,7 @@ WORKING = frozenset({"asked", "open", "paused", "silent"})  # states of leases t
 
 _clock = time.monotonic
 _chunks = count(1)
+_deaths = count(1)
 
 
 class EngineLoop:
@@ -191,6 +192,7 @@ class Loss:
     worker: str
     charge: bool = True  # whether it counts as a death that its inputs may have caused
     begun: bool = True  # whether it may have started inputs of which nothing was told
+    death: int = 0  # leases that ended together with their process share it
 
 
 class NearLink(Protocol):
@@ -688,13 +690,14 @@ class Transport(ABC):
     ) -> None:
         """Tell the runs what was lost with leases of one process that ended together."""
         alone = sum(bool(held.chunks) for held in leases) == 1
+        death = next(_deaths)
         for held in leases:
             process = held.process
             for at, chunk in enumerate(list(held.chunks)):
                 route = self._drop_chunk(chunk)
                 if route is not None:
-                    loss = Loss(chunk, died, at == 0, alone, reason, held.worker, charge, begun)
-                    route[1].lost(loss)
+                    how = reason, held.worker, charge, begun, death
+                    route[1].lost(Loss(chunk, died, at == 0, alone, *how))
             if died:
                 self.solo.pop(process, None)
                 self.reserved.pop(process, None)

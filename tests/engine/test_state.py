@@ -82,6 +82,7 @@ class Cluster:
         self.grants = 0
         self.sends = []
         self.solo = {}  # process -> chunk
+        self.given_up = []  # leases that are gone from here and go on where they are
         for process in range(processes):
             for _ in range(leases):
                 self.add_lease(process)
@@ -336,15 +337,61 @@ class Cluster:
                     del self.solo[lease.process]
             self.feed(event)
 
-    def lose(self, leases, *, died):
+    def lose(self, leases, *, died, charge=True, anew=True):
         alone = sum(bool(lease.near) for lease in leases) == 1
         for lease in leases:
             self.leases.remove(lease)
             for at, chunk in enumerate(lease.near):
-                self.feed(state.Lost(chunk, died, at == 0, alone))
+                self.feed(state.Lost(chunk, died, at == 0, alone, charge, death=self.deaths))
                 if self.solo.get(lease.process) == chunk:
                     del self.solo[lease.process]
-            self.add_lease(lease.process)
+            if anew:
+                self.add_lease(lease.process)
+
+    def join(self):
+        """A process joins, with one lease."""
+        self.add_lease(1 + max(lease.process for lease in self.leases))
+
+    def retire(self, process):
+        """A process goes on request: what has not started comes back, the rest is lost untold."""
+        leases = [lease for lease in self.leases if lease.process == process]
+        if len(leases) == len(self.leases):
+            self.join()
+        for lease in leases:
+            self.hand_back(lease, waiting=True)
+            self.hand_back(lease)
+            self.end_chunk(lease)
+            self.deliver(lease)
+        self.lose(leases, died=True, charge=False, anew=False)
+
+    def give_up(self, lease):
+        """A lease is lost here, and does not know it: what it has to say comes late."""
+        self.lose([lease], died=False)
+        self.given_up.append(lease)
+
+    def speak_late(self):
+        """Let leases that were given up do all that they have, and hear of it."""
+        before = dict(self.finals)
+        while self.given_up:
+            lease = self.given_up.pop()
+            for chunk in lease.far:
+                while chunk.running is not None or chunk.at < chunk.stop:
+                    if chunk.running is None:
+                        chunk.running, chunk.at = chunk.at, chunk.at + 1
+                    chunk.outcomes.append(None)
+                    chunk.running = None
+                if n := len(chunk.outcomes):
+                    lease.wire.append(state.Began(chunk.id, chunk.sent))
+                    lease.wire.append(state.Got(chunk.id, chunk.sent, n, (), 10 * n))
+                lease.wire.append(state.Ended(chunk.id, len(chunk.outcomes), 0.001))
+            for event in lease.wire:
+                self.feed(event)
+        assert self.finals == before, "what came late counted"
+
+    def break_down(self):
+        """The cluster is gone; whatever is heard afterwards changes nothing."""
+        self.ended = True
+        self.feed(state.Break())
 
     def die(self, process, arrives=1 << 30):
         """A process dies; of what it had written at most `arrives` messages a lease still come."""
@@ -388,6 +435,9 @@ class Cluster:
         if run.status in {"running", "finished"}:
             assert sum(counts.values()) == known
         assert min(counts.values()) >= 0
+        if run.status != "broken":
+            assert counts["running"] <= len(self.leases)
+        assert max(Counter(f.lease for f in run.flights.values()).values(), default=0) <= 2
         assert len(self.finished) <= 1
         assert (run.status == "running") == (not self.finished)
         if self.finished and run.status != "broken":
@@ -416,6 +466,7 @@ class Cluster:
             if self.may_end():
                 self.end()
             self.again()
+            self.speak_late()
             for lease in list(self.leases):
                 self.deliver(lease)
                 if self.run.suspects:
@@ -479,6 +530,12 @@ TROUBLE = [
     "wait",
     "keep_more",
     "grace_over",
+    "join",
+    "retire",
+    "give_up",
+    "give_up",
+    "speak_late",
+    "break_down",
 ]
 usual = st.lists(st.tuples(st.sampled_from(USUAL), some, few), min_size=4, max_size=15)
 
@@ -647,6 +704,24 @@ class Histories(RuleBasedStateMachine):
         self.cluster.deliver(lease, n % 7)
         self.cluster.lose([lease], died=False)
 
+    def join(self, _lease, _n):
+        self.cluster.join()
+
+    def retire(self, lease, _n):
+        self.cluster.retire(lease.process)
+
+    def give_up(self, lease, n):
+        """Its stream is cut, and it does not notice."""
+        self.cluster.deliver(lease, n % 7)
+        self.cluster.give_up(lease)
+
+    def speak_late(self, _lease, _n):
+        self.cluster.speak_late()
+
+    def break_down(self, _lease, n):
+        if n < 10:
+            self.cluster.break_down()
+
     def overdue(self, lease, _n):
         self.cluster.overdue(lease)
 
@@ -686,6 +761,9 @@ class Histories(RuleBasedStateMachine):
     def fate(self, before, late):
         """Whoever was not done at the start of the good times is now, unless told to stop."""
         cluster = self.cluster
+        if cluster.run.status == "broken":
+            assert cluster.finals == before
+            return
         for index in range(cluster.run.read):
             status = cluster.finals[index]
             assert status == before.get(index, status)
