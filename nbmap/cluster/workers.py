@@ -47,7 +47,7 @@ class Workers:
         self._ours = ours
         self._ends: OrderedDict[str, tuple[Any, Any]] = OrderedDict()  # exit code, memory limit
         self._memory: OrderedDict[str, int] = OrderedDict()  # of those that had too much
-        self._watched: dict[str, bool] = {}  # address -> whether it has a nanny
+        self._watched: dict[str, bool | None] = {}  # whether its nanny tells; None: not known yet
         self._servers: dict[str, str] = {}  # address -> the id of the worker there
         self._seen: dict[str, tuple[Any, float]] = {}  # what the scheduler said, and since when
         self._asking = False
@@ -76,18 +76,19 @@ class Workers:
         self._servers[address] = server
         self._ends.pop(address, None)
         self._memory.pop(address, None)
-        self._watched[address] = False
+        self._watched[address] = None
         self._engine.loop.create_task(self._watch(address))
 
     async def _watch(self, address: str) -> None:
-        watched = await self._ask(self._run_on_nanny, address, "watch", self.topic)
-        self._watched[address] = bool(watched)
+        self._watched[address] = await self._ask(self._run_on_nanny, address, "watch", self.topic)
 
     async def reason(self, address: str) -> str:
         """Return how a worker's process ended, as far as it can be known."""
         until = time.monotonic() + REASON
         while address not in self._ends:
-            if time.monotonic() > until or not self._watched.get(address, False):
+            # A nanny that was asked once tells of all its processes, also of one that died too soon
+            # for the question to be answered.
+            if time.monotonic() > until or self._watched.get(address) is False:
                 return f"its worker {address} died"
             await asyncio.sleep(0.02)
         code, limit = self._ends[address]
@@ -116,12 +117,13 @@ class Workers:
         processing, results = self._client.processing([address]), self._client.has_what([address])
         return [key for told in (processing, results) for keys in told.values() for key in keys]
 
-    def _run_on_nanny(self, address: str, name: str, argument: Any) -> bool:
+    def _run_on_nanny(self, address: str, name: str, argument: Any) -> bool | None:
+        """Call a function of `nannies` for a worker; return None where nobody answers."""
         function = far_function(name, "nannies")
         told = self._client.run(
             function, argument, workers=[address], nanny=True, on_error="ignore"
         )
-        return any(told.values())
+        return any(told.values()) if told else None
 
     # -- since when they are silent
 

@@ -169,10 +169,12 @@ def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_igno
     def work(x):
         (tmp_path / f"{x}-{os.getpid()}").touch()
         until = time.monotonic() + 60
-        if x == 0 and len(list(tmp_path.glob("0-*"))) == 1:
-            while not (tmp_path / "go").exists() and time.monotonic() < until:
-                time.sleep(0.01)
-        (tmp_path / f"ended-{x}-{os.getpid()}").touch()
+        try:
+            if x == 0 and len(list(tmp_path.glob("0-*"))) == 1:
+                while not (tmp_path / "go").exists() and time.monotonic() < until:
+                    time.sleep(0.01)
+        finally:  # its worker may hear that it was given up before it does
+            (tmp_path / f"ended-{x}-{os.getpid()}").touch()
         return x, os.getpid()
 
     ttl = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}
