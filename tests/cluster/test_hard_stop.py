@@ -73,8 +73,17 @@ def test_f13_code_that_holds_pythons_lock_times_out(anywhere, folder):
     assert [(f.index, f.kind) for f in run.failures] == [(2, "timeout")]
 
 
-def test_f13_innocents_beside_a_function_that_holds_the_lock_succeed(own, folder):
-    """Four leases share two processes; whoever was with it when it stopped all runs again."""
+@pytest.fixture(params=["own", "existing"])
+def shared_processes(request):
+    """Yield handle options with which four inputs run at once and share their processes."""
+    if request.param == "own":
+        request.getfixturevalue("own")
+        return {"concurrency": 4}
+    return {"cluster": request.getfixturevalue("existing")(workers=1, threads=4)}
+
+
+def test_f13_innocents_beside_a_function_that_holds_the_lock_succeed(shared_processes, folder):
+    """Four leases share processes; whoever was with it when it stopped all runs again."""
 
     def work(x):
         import time
@@ -88,10 +97,12 @@ def test_f13_innocents_beside_a_function_that_holds_the_lock_succeed(own, folder
         return x
 
     holds = holds_the_lock
-    handle = nbmap.remote(timeout=3, grace=0.5, concurrency=4)(work)
-    out = list(handle.map(range(8), return_exceptions=True))
+    handle = nbmap.remote(timeout=3, grace=0.5, **shared_processes)(work)
+    run = handle.map(range(8), return_exceptions=True)
+    out = list(run)
     assert [x for at, x in enumerate(out) if at != 2] == [0, 1, 3, 4, 5, 6, 7], out
     assert isinstance(out[2], nbmap.InputTimeout)
+    assert [failure.index for failure in run.failures] == [2]
 
 
 def test_f12_cancel_ends_a_function_that_does_not_stop(anywhere, folder):

@@ -163,7 +163,8 @@ def test_f5_how_a_worker_ended_is_not_told_of_the_next_one_at_its_address(existi
         assert how in line.message
 
 
-def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_ignored(tmp_path):
+@pytest.mark.parametrize("kind", ["functions", "generators"])
+def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_ignored(tmp_path, kind):
     """Dask gives it up after worker-ttl; its input runs elsewhere, and has one outcome."""
 
     def work(x):
@@ -177,6 +178,11 @@ def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_igno
             (tmp_path / f"ended-{x}-{os.getpid()}").touch()
         return x, os.getpid()
 
+    def generate(x):
+        yield x, 0
+        yield work(x)
+        yield x, 0
+
     ttl = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}
     with (
         dasks.scheduler(tmp_path, env=ttl) as (_, path),
@@ -185,7 +191,7 @@ def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_igno
         nbmap.connect(str(path)),
     ):
         dasks.wait_for_workers(path, 2)
-        run = nbmap.remote(work).map(range(8))
+        run = nbmap.remote(generate if kind == "generators" else work).map(range(8))
         wait_until(lambda: run.counts["done"] >= 1 and list(tmp_path.glob("0-*")))
         [first] = tmp_path.glob("0-*")
         pid = int(first.name.partition("-")[2])
@@ -194,12 +200,74 @@ def test_f8_a_worker_that_stopped_answering_is_given_up_and_its_late_result_igno
         out = run.results()
         (tmp_path / "go").touch()
         os.kill(pid, signal.SIGCONT)
-        assert [x for x, _ in out] == list(range(8))
-        assert out[0][1] != pid
+        if kind == "generators":
+            assert [[x for x, _ in outputs] for outputs in out] == [[x] * 3 for x in range(8)]
+            assert out[0][1][1] != pid
+        else:
+            assert [x for x, _ in out] == list(range(8))
+            assert out[0][1] != pid
         wait_until((tmp_path / f"ended-0-{pid}").exists)
         time.sleep(1)  # for what it has to say now
         assert run.results() == out
         assert run.failures == []
+
+
+def test_f8_a_process_of_our_own_cluster_that_is_stopped_for_a_while_goes_on(folder):
+    """Its input ends there, in one attempt: within Dask's five minutes nobody is given up."""
+    nbmap.stop()
+    nbmap.start(workers=2)
+
+    def work(x):
+        if x == 0:
+            (Path(folder) / str(os.getpid())).touch()
+            await_file(folder, "go")
+        return x, os.getpid()
+
+    try:
+        run = nbmap.remote(work).map(range(20))
+        wait_until(lambda: list(Path(folder).iterdir()))
+        pid = int(next(Path(folder).iterdir()).name)
+        os.kill(pid, signal.SIGSTOP)
+        touch(folder, "go")
+        time.sleep(3)  # in which it would be heard of several times
+        os.kill(pid, signal.SIGCONT)
+        out = run.results()
+        assert [x for x, _ in out] == list(range(20))
+        assert out[0] == (0, pid)
+        assert [row["attempts"] for row in run.records()] == [1] * 20
+    finally:
+        nbmap.stop()
+
+
+def test_a_paused_worker_is_given_nothing_until_it_goes_on(existing, folder):
+    """A worker that Dask pauses for its memory gets no lease; the other one does all."""
+    from distributed import Client
+    from distributed.core import Status
+
+    # Without a limit, or Dask would see that there is memory and let it go on.
+    cluster = existing(workers=2, memory_limit=0)
+
+    def pause(status, dask_worker):
+        dask_worker.status = status
+
+    def here(_):
+        time.sleep(0.01)
+        return os.getpid()
+
+    with Client(cluster, set_as_default=False) as client:
+        pids = client.run(os.getpid)
+        paused = next(iter(pids))
+        client.run(pause, status=Status.paused, workers=[paused])
+        handle = nbmap.remote(here, cluster=cluster)
+        assert set(handle.map(range(30))) == set(pids.values()) - {pids[paused]}
+        client.run(pause, status=Status.running, workers=[paused])
+
+        def meet(x):
+            touch(folder, f"{x}")
+            await_file(folder, f"{1 - x}")
+            return os.getpid()
+
+        assert set(nbmap.remote(meet, cluster=cluster).map(range(2))) == set(pids.values())
 
 
 def test_f8_the_view_says_since_when_a_worker_is_silent(two_workers, folder, monkeypatch):
