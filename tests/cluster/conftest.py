@@ -37,6 +37,13 @@ def two_workers():
         yield cluster
 
 
+@pytest.fixture(params=["own", "two_workers"])
+def anywhere(request):
+    """Nbmap's own cluster, and one that it did not start, each with two processes."""
+    cluster = request.getfixturevalue(request.param)
+    return None if request.param == "own" else cluster
+
+
 @pytest.fixture
 def existing():
     """Yield a function that makes a plain Dask cluster which nbmap did not start."""

@@ -11,15 +11,6 @@ from helpers.processes import wait_until
 import nbmap
 
 
-@pytest.fixture(params=["own", "existing"])
-def anywhere(request):
-    """Nbmap's own cluster, and one that it did not start, each with two processes."""
-    if request.param == "own":
-        request.getfixturevalue("own")
-        return None
-    return request.getfixturevalue("two_workers")
-
-
 def holds_the_lock(folder, seconds=600):
     """Tell who it is, and sleep in C code without giving Python's lock away."""
     with (Path(folder) / "pids").open("a") as file:

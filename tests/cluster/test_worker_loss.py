@@ -15,14 +15,6 @@ from helpers.processes import wait_until
 import nbmap
 from nbmap.cluster import leases, workers
 
-
-@pytest.fixture(params=["own", "two_workers"])
-def anywhere(request):
-    """Nbmap's own cluster, and one that it did not start, each with two processes."""
-    cluster = request.getfixturevalue(request.param)
-    return None if request.param == "own" else cluster
-
-
 DEATHS = {
     "signal 9 (SIGKILL)": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "signal 11 (SIGSEGV)": lambda: ctypes.string_at(0),

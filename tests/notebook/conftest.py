@@ -7,6 +7,7 @@ from queue import Empty
 from tempfile import TemporaryDirectory
 
 import pytest
+from helpers import dasks
 from helpers.here import in_process
 from helpers.kernels import OwnKernel
 from IPython import version_info
@@ -166,3 +167,14 @@ def new_kernel(tmp_path):
             return Kernel(client, kernel)
 
         yield start
+
+
+@pytest.fixture(params=["own", "theirs"])
+def cluster(request, tmp_path):
+    """Yield what handles are given as their cluster: nbmap's own, and one that it did not start."""
+    if request.param == "own":
+        yield "local"
+        return
+    with dasks.scheduler(tmp_path) as (_, path), dasks.worker(path), dasks.worker(path):
+        dasks.wait_for_workers(path, 2)
+        yield str(path)

@@ -5,7 +5,6 @@ import re
 import time
 
 import pytest
-from helpers import dasks
 
 # It interrupts itself, and all of its process group as the button does: what comes before a cell has
 # begun, or when it has ended, ends the kernel's own work on the message, and no reply comes.
@@ -38,17 +37,6 @@ def work(x):
     return x
 list(work.map(range(3)))
 """
-
-
-@pytest.fixture(params=["own", "theirs"])
-def cluster(request, tmp_path):
-    """Return what handles are given as their cluster."""
-    if request.param == "own":
-        yield "local"
-        return
-    with dasks.scheduler(tmp_path) as (_, path), dasks.worker(path), dasks.worker(path):
-        dasks.wait_for_workers(path, 2)
-        yield str(path)
 
 
 def interrupt_at_random_instants(kernel, cluster, times, seed):
@@ -92,12 +80,12 @@ def test_f14_two_hundred_interrupts(new_kernel, cluster):
     interrupt_at_random_instants(new_kernel(), cluster, 200, seed=random.randrange(1 << 30))
 
 
-def test_f14_a_second_interrupt_does_not_wait_for_the_grace(new_kernel):
+def test_f14_a_second_interrupt_does_not_wait_for_the_grace(new_kernel, cluster):
     """A function that does not stop holds the kernel up no longer than its user wants."""
     kernel = new_kernel()
-    kernel.printed(DEFINED.format(cluster="local"))
+    kernel.printed(DEFINED.format(cluster=cluster))
     kernel.printed(
-        "@nbmap.remote(cluster='local', grace=60)\n"
+        f"@nbmap.remote(cluster={cluster!r}, grace=60)\n"
         "def stubborn(x):\n"
         "    import ctypes\n"
         "    while True:\n"

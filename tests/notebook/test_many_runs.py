@@ -11,18 +11,18 @@ import collections, gc, os, threading
 import comm, nbmap, psutil
 me = psutil.Process()
 
-@nbmap.remote(cluster="local")
+@nbmap.remote(cluster={cluster!r})
 def work(x):
     if x == 7:
         raise ValueError(x)
     print(x)
     return b"x" * 10_000
 
-@nbmap.remote(cluster="local")
+@nbmap.remote(cluster={cluster!r})
 def items(x):
     yield from range(x)
 
-@nbmap.remote(cluster="local")
+@nbmap.remote(cluster={cluster!r})
 def slow(x):
     import time
     time.sleep(0.02)
@@ -67,9 +67,9 @@ def held(kernel):
     return eval(text, {"Counter": lambda pairs: pairs})
 
 
-def hold_no_more(kernel, times):
+def hold_no_more(kernel, cluster, times):
     """Check that so many rounds of runs leave nothing behind."""
-    kernel.printed(SETUP)
+    kernel.printed(SETUP.format(cluster=cluster))
     kernel.printed(RUNS.format(n=WARM))
     before = held(kernel)
     for _ in range(times // 20):
@@ -96,13 +96,13 @@ def more_than(before, after):
     return after > before
 
 
-def test_f24_after_many_runs_a_kernel_holds_what_it_held_after_a_few(new_kernel):
+def test_f24_after_many_runs_a_kernel_holds_what_it_held_after_a_few(new_kernel, cluster):
     """Threads, sockets, files, comms and processes are as many; its memory has hardly grown."""
-    hold_no_more(new_kernel(), 20)
+    hold_no_more(new_kernel(), cluster, 20)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_f24_after_two_hundred_runs_of_each_kind(new_kernel):
+def test_f24_after_two_hundred_runs_of_each_kind(new_kernel, cluster):
     """The same after ten times as many."""
-    hold_no_more(new_kernel(), 200)
+    hold_no_more(new_kernel(), cluster, 200)

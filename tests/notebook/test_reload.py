@@ -6,15 +6,16 @@ import pytest
 
 SETUP = """
 %load_ext nbmap
-%nbmap start workers=2
+{start}
 import importlib, os, sys, time
 import nbmap
 from pathlib import Path
 
 FOLDER = {folder!r}
+CLUSTER = {cluster!r}
 sys.path.insert(0, FOLDER)
 
-@nbmap.remote(cluster="local")
+@nbmap.remote(cluster=CLUSTER)
 def work(x):
     import os, time
     while x >= 3 and not os.path.exists(FOLDER + "/go"):
@@ -26,15 +27,17 @@ print(run[:3])
 """
 AFTER = """
 Path(FOLDER, "go").touch()
-print(list(run), list(work.map(range(3))), list(nbmap.remote(abs, cluster="local").map([-1])))
+print(list(run), list(work.map(range(3))), list(nbmap.remote(abs, cluster=CLUSTER).map([-1])))
 """
 
 
 @pytest.fixture
-def kernel(new_kernel, tmp_path):
+def kernel(new_kernel, cluster, tmp_path):
     """A kernel in the middle of a run."""
     kernel = new_kernel()
-    text = kernel.printed(SETUP.format(folder=str(tmp_path)))
+    start = "%nbmap start workers=2" if cluster == "local" else ""
+    setup = SETUP.format(folder=str(tmp_path), cluster=cluster, start=start)
+    text = kernel.printed(setup)
     assert text.strip().endswith("[0, 1, 4]")
     return kernel
 
@@ -60,7 +63,7 @@ def test_f23_autoreload_of_the_users_module_leaves_a_run_going(kernel, tmp_path)
     module.write_text("def double(x):\n    return 2 * x\n")
     kernel.printed(
         "%load_ext autoreload\n%autoreload 2\nimport mine\n"
-        "mapped = nbmap.remote(mine.double, cluster='local')\n"
+        "mapped = nbmap.remote(mine.double, cluster=CLUSTER)\n"
         "print(list(mapped.map([1, 2])))"
     )
     old = module.stat().st_mtime
