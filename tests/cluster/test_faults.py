@@ -39,9 +39,15 @@ def test_f5_an_input_that_kills_its_worker_is_lost_alone(own, tmp_path):
     assert 2 <= len(deaths.read_text().split()) <= 3
 
 
-def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path):
+@pytest.mark.parametrize("ours", [True, False])
+def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path, ours):
     """Three inputs inside their function in the same process of four threads all succeed."""
-    cluster = existing(workers=1, threads=4)
+    nbmap.stop()
+    if ours:
+        nbmap.start(workers=1)
+        options = {"concurrency": 4}
+    else:
+        options = {"cluster": existing(workers=1, threads=4)}
     pids = tmp_path / "pids"
     pids.touch()
 
@@ -66,7 +72,7 @@ def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path):
         return x
 
     tmp = str(tmp_path)
-    out = list(nbmap.remote(work, cluster=cluster).map(range(24), return_exceptions=True))
+    out = list(nbmap.remote(work, **options).map(range(24), return_exceptions=True))
 
     assert isinstance(out[3], nbmap.WorkerLost)
     assert out[:3] + out[4:] == [*range(3), *range(4, 24)]

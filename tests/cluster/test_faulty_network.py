@@ -1,9 +1,13 @@
 """Runs whose leases' streams are cut, held up, or lose the relay that they go through."""
 
+import os
+import random
+import socket
 import threading
 import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 from distributed import Client
 from helpers import faulty, history
@@ -11,6 +15,7 @@ from helpers.files import await_file, touch
 from helpers.processes import wait_until
 
 import nbmap
+from nbmap.cluster import connect
 from nbmap.cluster.leases import DaskTransport
 
 pytestmark = pytest.mark.timeout(100)
@@ -142,6 +147,39 @@ def test_f11_a_relay_whose_plugin_goes_again_and_again(folder, two_workers, kind
         thread.join()
         assert sum(gone) >= 3, gone
         history.check(run, folder, accepted, n=n, value=value, losses=len(gone), killed=())
+
+
+@pytest.mark.parametrize("kind", ["functions", "generators"])
+def test_f11_encrypted_streams_of_our_own_cluster_that_are_cut(folder, own, kind):
+    """Ten times a connection of this process to a worker is cut: each input has its outcome once."""
+    n, value = (400, the_square) if kind == "functions" else (150, the_outputs)
+    make = squares if kind == "functions" else counters
+    nbmap.remote(abs).map(range(4)).results()
+    ports = {int(address.rpartition(":")[2]) for address in connect._own.workers()}
+    rng, cuts = random.Random(11), []
+
+    def cut():
+        there = psutil.Process().net_connections("tcp")
+        descriptors = [c.fd for c in there if c.raddr and c.raddr.port in ports]
+        if descriptors:
+            with socket.socket(fileno=os.dup(rng.choice(descriptors))) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+                cuts.append(connection)
+
+    def again_and_again():
+        for at in range(1, 11):
+            wait_until(lambda at=at: run.done() or run.counts["done"] > at * n // 12, 60)
+            cut()
+
+    run = make("local", folder, mixed).map(range(n))
+    thread = threading.Thread(target=again_and_again)
+    thread.start()
+    accepted = history.Accepted(run)
+    thread.join()
+    assert len(cuts) == 10
+    assert history.check(run, folder, accepted, n=n, value=value, losses=len(cuts), killed=()), (
+        "no stream was hit"
+    )
 
 
 def test_f11_a_network_that_is_gone_for_seconds_blames_nobody(network, folder):

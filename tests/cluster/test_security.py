@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -131,6 +134,61 @@ def test_f18_key_material_is_in_no_place_that_others_see(own):
     for thing in (own, own.transport, own._cluster, own._client, own._cluster.security):
         assert "PRIVATE KEY" not in repr(thing)
     assert "PRIVATE KEY" not in repr(nbmap.status())
+
+
+LOOKS = """
+import os, socket, sys
+from pathlib import Path
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+for path in sys.stdin.read().splitlines():
+    try:
+        if Path(path).is_socket():
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(path)
+                print("connected to", path)
+        elif b"PRIVATE KEY" in Path(path).read_bytes():
+            print("read a key in", path)
+    except OSError:
+        pass
+print("looked as", os.getuid())
+"""
+
+
+def test_f18_another_user_finds_no_key_in_a_file_and_no_socket_to_connect_to(own):
+    """What the cluster's processes have open, and all that was put in the temporary folder since."""
+    if os.getuid() != 0:
+        pytest.fail("this test needs root, to become another user of the machine")
+    nbmap.remote(abs)(-1)
+    me, found = psutil.Process(), set()
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {file.path for file in process.open_files()}
+            found |= {c.laddr for c in process.net_connections("unix") if c.laddr}
+    began = me.create_time()
+    for folder, _, files in os.walk(tempfile.gettempdir()):
+        for path in (Path(folder, name) for name in files):
+            with contextlib.suppress(OSError):
+                stat = path.lstat()
+                if stat.st_mtime > began and stat.st_size < 1 << 20:
+                    found.add(os.fspath(path))
+    control = Path(tempfile.mkdtemp()) / "key"
+    try:
+        control.parent.chmod(0o755)
+        control.write_text("-----BEGIN PRIVATE KEY-----")
+        control.chmod(0o644)
+        told = subprocess.run(
+            [sys.executable, "-c", LOOKS],
+            input="\n".join([*found, str(control)]),
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=True,
+        ).stdout
+    finally:
+        shutil.rmtree(control.parent)
+    assert told.splitlines() == [f"read a key in {control}", "looked as 65534"]
 
 
 def test_the_cluster_speaks_tls(own):
