@@ -252,22 +252,27 @@ class Streams:
         """
         if self._is_relayed(place):
             return await self._alive_behind_the_relay(place, boot_id)
-        address = place.address
+        asking = [asyncio.ensure_future(self._identity(place.address))]
+        if not place.address.startswith("inproc"):
+            asking.append(asyncio.ensure_future(_nobody_listens(place.address)))
         try:
-            if not address.startswith("inproc"):
-                # Dask's connect goes on trying where nobody listens; a socket says so at once.
-                host, port = get_address_host_port(address)
-                _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), ALIVE)
-                writer.close()
-            comm = await _reach(address, ALIVE, self._security)
-            # Every process of Dask's answers this, also one that came there after the lease's.
-            await comm.write({"op": "identity", "reply": True})
-            answer = await _answer(comm)
-        except ConnectionRefusedError:
-            return False
+            told, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            return any(each.result() == place.server for each in told)
         except OSError:
             return None
-        return answer.get("id") == place.server
+        finally:
+            for each in asking:
+                each.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _identity(self, address: str) -> Any:
+        """Return the id of the worker at an address; every process of Dask's tells it."""
+        comm = await _reach(address, ALIVE, self._security)
+        try:
+            await comm.write({"op": "identity", "reply": True})
+            return (await _answer(comm)).get("id")
+        finally:
+            comm.abort()
 
     async def _alive_behind_the_relay(self, place: Place, boot_id: str) -> bool | None:
         try:
@@ -284,6 +289,24 @@ class Streams:
 async def _reach(address: str, seconds: float, security: dict[str, Any]) -> Any:
     """Connect to a worker; Dask's connect waits for ever where one is stopped that had a socket."""
     return await asyncio.wait_for(connect(address, timeout=seconds, **security), seconds)
+
+
+async def _nobody_listens(address: str) -> None:
+    """Return as soon as nobody listens at an address.
+
+    Dask's connect goes on trying then; a socket is refused at once. Of a process that is just dying
+    the port may be open for a moment longer than the stream that told of it.
+    """
+    host, port = get_address_host_port(address)
+    wait = 0.01
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except ConnectionRefusedError:
+            return
+        writer.close()
+        await asyncio.sleep(wait)
+        wait *= 2
 
 
 async def _answer(comm: Any) -> dict[str, Any]:

@@ -202,8 +202,10 @@ class Cluster:
         n = min(n, there)
         unread = len(self.finals) - self.handed
         nbytes = self.run.unread_bytes * n // unread if unread else 0
+        if self.run.stream and n == there:  # outputs are handed out before their input ends
+            nbytes = self.run.unread_bytes
         self.handed += n
-        if n:
+        if n or nbytes:
             self.feed(state.Handed(n, nbytes))
 
     def cancel(self, index):
