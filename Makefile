@@ -62,6 +62,7 @@ bench: .venv/.test
 	$(VENV) tests/bench/streams.py --json tests/bench/streams.json
 	$(VENV) tests/bench/view.py --json tests/bench/view.json
 	$(VENV) tests/bench/startup.py --json tests/bench/startup.json
+	$(VENV) tests/bench/faults.py --json tests/bench/faults.json
 
 pictures: .venv/.test | chromium
 	$(VENV) tests/pictures.py notebooks/pictures
