@@ -1,4 +1,4 @@
-"""What `gpu=` may say, read into a GPURequest; pure text and numbers, no device is looked at.
+"""What `gpu=` may say, read into a GPURequest, and which GPUs it means; pure text and numbers.
 
 "A100-80GB:2|H100:2|cpu"
  │    │    │  │      └ or_cpu      without a GPU, when the cluster has none of those before
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..errors import OptionError
 from ..options import number_in, shown
 
-__all__ = ["GPUKind", "GPURequest", "parse"]
+__all__ = ["GPU", "GPUKind", "GPURequest", "parse"]
 
 _MOST = 64  # GPUs for one input; no machine has more, and a larger number is a name cut short
 _LEAST_SHARE = 0.01  # each share is a process of its own on the GPU
@@ -30,9 +30,41 @@ _WORD = re.compile(r"[A-Z0-9]+", re.ASCII)
 
 # Words that come and go between drivers and say nothing that the rest of a name doesn't.
 _NOISE = {"NVIDIA", "TESLA", "QUADRO", "GEFORCE", "GRID", "GPU", "GENERATION"}
+# Words behind a model that make another one of it: "RTX 4090 D", "GTX 1080 Ti", "T500 with Max-Q".
+_OTHER_MODEL = {"TI", "SUPER", "ADA", "D", "SFF", "LAPTOP", "MOBILE", "MAX", "WITH"}
+# Of a size that is asked for: drivers keep up to 7 % back, and round.
+_LEAST_OF_SIZE, _MOST_OF_SIZE = 0.92, 1.03
 _NO_GPU = {"NONE", "FALSE", "CPU"}
 _STAND_ALONE = _NO_GPU | {"ANY", "TRUE"}
 _FORMS = 'write a name ("A100", "RTX 4090", "A100-80GB:2"), a memory size ("40GB+"), or "any"'
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """A GPU or a MIG slice of one, as the driver reports it.
+
+    Args:
+        uuid: what names it everywhere; indices differ between NVML and CUDA.
+        name: such as "NVIDIA A100-SXM4-80GB", or "NVIDIA A100-SXM4-40GB MIG 1g.5gb" for a slice.
+        memory: bytes; None where it shares the host's, as in GB10 and Jetson.
+        whole: of a slice, the bytes of the GPU that it is a part of.
+    """
+
+    uuid: str
+    name: str
+    memory: int | None = None
+    whole: int | None = None
+
+    @property
+    def mig(self) -> str | None:
+        """Profile of a slice in lower case, such as "1g.5gb"; None for a whole GPU."""
+        _, _, profile = self.name.upper().partition(" MIG ")
+        return profile.strip().lower() or None
+
+    @property
+    def words(self) -> list[str]:
+        """Words of the name without noise, in upper case; of a slice those of its GPU."""
+        return _words(self.name.upper().partition(" MIG ")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +93,34 @@ class GPUKind:
         if self.mig is not None:
             parts += ["MIG", self.mig] if parts else [self.mig]
         return "-".join(parts) or "any"
+
+    def matches(self, gpu: GPU) -> bool:
+        """Tell whether a GPU is of this kind.
+
+        Names match by whole words however they are spaced, sizes by the memory that was measured,
+        since names have it anywhere or nowhere. A slice is meant only where its profile is asked
+        for, or any GPU.
+
+        >>> GPUKind(("RTX4090",)).matches(GPU("GPU-1", "NVIDIA GeForce RTX 4090", 24 << 30))
+        True
+        """
+        if not (self.tokens or self.memory or self.mig):
+            return True
+        if gpu.mig != self.mig:
+            return False
+        words = gpu.words
+        if "".join(words) == "".join([*self.tokens, f"{self.memory}GB"]) and not self.at_least:
+            return True  # the whole name; "GH200 480GB" has its host's memory in it
+        return _has_run(words, "".join(self.tokens)) and self._has_memory(gpu)
+
+    def _has_memory(self, gpu: GPU) -> bool:
+        if self.memory is None:
+            return True
+        size = gpu.memory if self.mig is None else gpu.whole
+        if size is None:
+            return False
+        least, most = (part * self.memory * 2**30 for part in (_LEAST_OF_SIZE, _MOST_OF_SIZE))
+        return least <= size if self.at_least else least <= size <= most
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +170,21 @@ def parse(value: object) -> GPURequest | None:
         return _request(value)
     except _Wrong as wrong:
         raise OptionError(f"gpu={shown(value)} is not a GPU request: {wrong}.") from None
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in _SEPARATORS.split(name) if word and word not in _NOISE]
+
+
+def _has_run(words: list[str], model: str) -> bool:
+    """Tell whether whole words, one after another, are the model, and what follows leaves it so."""
+    if not model:
+        return True
+    for start in range(len(words)):
+        for stop in range(start + 1, len(words) + 1):
+            if "".join(words[start:stop]) == model:
+                return words[stop : stop + 1] == [] or words[stop] not in _OTHER_MODEL
+    return False
 
 
 class _Wrong(Exception):
