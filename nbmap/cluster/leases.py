@@ -15,14 +15,14 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Coroutine
 from typing import Any, Protocol
 
 from distributed import Client
 
 from ..engine.model import Message
 from ..engine.transport import ENDED, UNSURE, Held, Transport
-from ..errors import ClusterError, ClusterLost
+from ..errors import ClusterError, ClusterLost, RunError
 from .far import LEASE_KEY, CommLink
 from .stream import Place, Streams, far_function
 from .workers import Workers
@@ -112,6 +112,25 @@ class DaskTransport(Transport):
             return min(self.slots(), limited + unlimited)
         return limited + min(self.own.cores, unlimited)
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something on the engine's loop. Where it fails as nobody foresaw, so do the runs.
+
+        They would wait for ever for what it was about.
+        """
+
+        def ended(task: asyncio.Task[None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                logger.error("nbmap's own part failed", exc_info=error)
+                self.fail(
+                    RunError(
+                        f"nbmap has failed ({error!r}), and not your code; what was done is on the "
+                        "run. Please report the traceback that it logged"
+                    )
+                )
+
+        self.engine.loop.create_task(work).add_done_callback(ended)
+
     def alive(self) -> bool:
         """Tell whether the cluster can still be used."""
         return bool(self.client.status == "running")
@@ -169,7 +188,7 @@ class DaskTransport(Transport):
     def _announced(self, name: str, place: Place) -> None:
         held = self.leases.get(name)
         if held is not None:
-            self.engine.loop.create_task(self._connect(held, place))
+            self._start(self._connect(held, place))
 
     async def _connect(self, held: Held, place: Place) -> None:
         def on_message(link: CommLink, message: Message) -> None:
@@ -271,7 +290,7 @@ class DaskTransport(Transport):
 
     def silent(self, held: Held) -> None:
         """Find out what became of a lease whose stream broke."""
-        self.engine.loop.create_task(self._inquest(held))
+        self._start(self._inquest(held))
 
     async def _inquest(self, held: Held) -> None:
         process, worker, place = held.process, held.worker, self._at.get(held.name)
@@ -335,7 +354,7 @@ class DaskTransport(Transport):
 
     def force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
         """End the processes of chunks that did not stop when asked, where they are ours to end."""
-        self.engine.loop.create_task(self._force(chunks, then))
+        self._start(self._force(chunks, then))
 
     async def _force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
         at: dict[str, Held] = {}  # a lease of each process
@@ -400,7 +419,7 @@ class DaskTransport(Transport):
             self._tick_own(self.own, now)
         elif not self._counting and self.jobs and now - self._counted > REFRESH:
             self._counting, self._counted = True, now
-            self.engine.loop.create_task(self._count())
+            self._start(self._count())
         quiet = [h.worker for h in self.leases.values() if h.chunks and now - h.heard > QUIET]
         self.workers.look(quiet, self._missing)
 

@@ -172,6 +172,26 @@ def plugin() -> Relay:
 # --- the two ends -------------------------------------------------------------------------------
 
 
+async def reach(address: str, seconds: float, security: dict[str, Any]) -> Any:
+    """Connect to a process of Dask's; return the comm.
+
+    Dask's connect waits for ever where one is stopped that had a socket.
+
+    Args:
+        address: its address.
+        seconds: for which it is tried.
+        security: connection arguments.
+
+    Raises:
+        OSError: it can't be reached.
+    """
+    try:
+        return await asyncio.wait_for(connect(address, timeout=seconds, **security), seconds)
+    except ValueError as error:  # what tornado raises where TLS was to begin on a dead connection
+        msg = f"the connection to {address} was lost at its beginning: {error}"
+        raise OSError(msg) from error
+
+
 async def call(
     scheduler: str, security: dict[str, Any], operation: str, **asked: Any
 ) -> tuple[Any, Any]:
@@ -189,7 +209,7 @@ async def call(
     Raises:
         OSError: the scheduler can't be reached, or says nothing.
     """
-    comm = await connect(scheduler, timeout=CONNECT, **security)
+    comm = await reach(scheduler, CONNECT, security)
     try:
         await comm.write({"op": operation, **asked})
         answer = await asyncio.wait_for(comm.read(), asked["patience"] + CONNECT)
@@ -212,7 +232,7 @@ async def come(scheduler: str, security: dict[str, Any], token: str) -> Any:
     Raises:
         OSError: the scheduler can't be reached.
     """
-    comm = await connect(scheduler, timeout=CONNECT, **security)
+    comm = await reach(scheduler, CONNECT, security)
     try:
         await comm.write({"op": OPERATION, "token": token, "reply": False})
     except BaseException:

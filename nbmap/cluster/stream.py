@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import dask.config
 from distributed import Client
 from distributed.comm.addressing import get_address_host_port
-from distributed.comm.core import connect
 
 from ..engine.model import Message
 from ..errors import ClusterError, OptionError
@@ -144,7 +143,7 @@ class Streams:
         if self._is_relayed(place):
             return await self._relay(place, lease, CONNECT)
         try:
-            comm = await _reach(place.address, CONNECT, self._security)
+            comm = await relay.reach(place.address, CONNECT, self._security)
         except OSError as error:
             if self._carrier == "direct" or not await self._is_there(place):
                 raise
@@ -267,7 +266,7 @@ class Streams:
 
     async def _identity(self, address: str) -> Any:
         """Return the id of the worker at an address; every process of Dask's tells it."""
-        comm = await _reach(address, ALIVE, self._security)
+        comm = await relay.reach(address, ALIVE, self._security)
         try:
             await comm.write({"op": "identity", "reply": True})
             return (await _answer(comm)).get("id")
@@ -284,11 +283,6 @@ class Streams:
         if answer == relay.SILENT:
             return None
         return answer is None
-
-
-async def _reach(address: str, seconds: float, security: dict[str, Any]) -> Any:
-    """Connect to a worker; Dask's connect waits for ever where one is stopped that had a socket."""
-    return await asyncio.wait_for(connect(address, timeout=seconds, **security), seconds)
 
 
 async def _nobody_listens(address: str) -> None:

@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed import get_worker
 from helpers import dasks
-from helpers.faulty import free_port
+from helpers.faulty import free_port, hangs_up
 from helpers.files import await_file, there, touch
 from helpers.processes import wait_until
 
 import nbmap
 from nbmap.cluster import leases, workers
+from nbmap.cluster.stream import Streams
 
 DEATHS = {
     "signal 9 (SIGKILL)": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -89,6 +91,42 @@ def test_f5_an_input_that_takes_too_much_memory_is_lost_alone(existing, ours):
     assert out[:3] + out[4:] == [*range(3), *range(4, 21)]
     assert isinstance(out[3], nbmap.WorkerLost)
     assert "MiB of memory, of a limit of 300 MiB" in str(out[3])
+
+
+@pytest.mark.parametrize("_", range(3))
+def test_a_death_is_noticed_where_another_program_has_the_port(own, folder, _):
+    """It hangs up on whoever connects, as the port of a dying process does for a moment."""
+
+    def work(x):
+        first = not there(folder, "started")
+        Path(folder, "started" if first else "again").write_text(
+            f"{os.getpid()} {get_worker().address}"
+        )
+        if first:
+            await_file(folder, "never")
+        return x
+
+    run = nbmap.remote(work).map([5])
+    wait_until(lambda: there(folder, "started") and Path(folder, "started").read_text())
+    pid, address = Path(folder, "started").read_text().split()
+    with hangs_up(int(address.rpartition(":")[2])) as taken:
+        os.kill(int(pid), signal.SIGKILL)
+        wait_until(taken)
+        assert list(run) == [5]
+    assert [line["attempts"] for line in run.records()] == [2]
+
+
+def test_a_fault_of_our_own_ends_the_run_and_not_in_silence(own, monkeypatch, caplog):
+    """Where nbmap itself fails while it looks what became of a worker, nobody waits for that."""
+
+    async def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Streams, "process_alive", fail)
+    run = nbmap.remote(lambda x: x or os.kill(os.getpid(), signal.SIGKILL)).map([1, 0])
+    with pytest.raises(nbmap.RunError, match=r"ZeroDivisionError\(\).*not your code"):
+        list(run)
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_lost_attempts_are_not_charged_to_retries(anywhere, folder):

@@ -219,6 +219,35 @@ def free_port():
 
 
 @contextlib.contextmanager
+def hangs_up(port):
+    """Close all connections to a port, from when it is free; yield what tells whether it is ours."""
+    over, ours = threading.Event(), threading.Event()
+
+    def listen():
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            while not over.is_set() and not ours.is_set():
+                try:
+                    listener.bind(("127.0.0.1", port))
+                    listener.listen()
+                except OSError:
+                    continue
+                listener.settimeout(0.05)
+                ours.set()
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    listener.accept()[0].close()
+
+    thread = threading.Thread(target=listen, name="hangs-up")
+    thread.start()
+    try:
+        yield ours.is_set
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
 def cluster_behind(faulty, *, workers=2, threads=1):
     """Run a Dask cluster whose workers can only be reached through proxies.
 
