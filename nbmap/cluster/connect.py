@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..engine.interrupts import start_thread
-from ..engine.transport import InProcess, Pending, Transport
+from ..engine.transport import InProcess, Pending, Transport, engine_loop
 from ..errors import ClusterError, OptionError
 from ..options import shown
 from ..view import render
@@ -91,7 +91,12 @@ def transport_for(cluster: object) -> Transport:
 
 
 def transport_soon(cluster: object) -> Transport:
-    """Return the transport, or one that stands for it until it is there; never blocks for long."""
+    """Return the transport, or one that stands for it until it is there; never blocks for long.
+
+    Raises:
+        RunError: this process was forked from one that uses nbmap.
+    """
+    engine_loop().check()
     if _lock.acquire(blocking=False):
         try:
             if _at_hand(cluster):

@@ -112,10 +112,10 @@ class DaskTransport(Transport):
             return min(self.slots(), limited + unlimited)
         return limited + min(self.own.cores, unlimited)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], held: Held | None = None) -> None:
         """Run something on the engine's loop. Where it fails as nobody foresaw, so do the runs.
 
-        They would wait for ever for what it was about.
+        They would wait for ever for what it was about, and so would those that come for the lease.
         """
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -128,6 +128,10 @@ class DaskTransport(Transport):
                         "run. Please report the traceback that it logged"
                     )
                 )
+                if held is not None and self.leases.get(held.name) is held:
+                    self.lose([held], died=False, reason="nbmap has failed")
+                    held.forget_stream()
+                    self.gone(held)
 
         self.engine.loop.create_task(work).add_done_callback(ended)
 
@@ -188,7 +192,7 @@ class DaskTransport(Transport):
     def _announced(self, name: str, place: Place) -> None:
         held = self.leases.get(name)
         if held is not None:
-            self._start(self._connect(held, place))
+            self._start(self._connect(held, place), held)
 
     async def _connect(self, held: Held, place: Place) -> None:
         def on_message(link: CommLink, message: Message) -> None:
@@ -290,7 +294,7 @@ class DaskTransport(Transport):
 
     def silent(self, held: Held) -> None:
         """Find out what became of a lease whose stream broke."""
-        self._start(self._inquest(held))
+        self._start(self._inquest(held), held)
 
     async def _inquest(self, held: Held) -> None:
         process, worker, place = held.process, held.worker, self._at.get(held.name)

@@ -117,16 +117,22 @@ def test_a_death_is_noticed_where_another_program_has_the_port(own, folder, _):
 
 
 def test_a_fault_of_our_own_ends_the_run_and_not_in_silence(own, monkeypatch, caplog):
-    """Where nbmap itself fails while it looks what became of a worker, nobody waits for that."""
+    """Where nbmap itself fails while it looks what became of a worker, nobody waits for that.
+
+    Nor do later runs: their places are not kept for what nobody knows about.
+    """
 
     async def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Streams, "process_alive", fail)
-    run = nbmap.remote(lambda x: x or os.kill(os.getpid(), signal.SIGKILL)).map([1, 0])
-    with pytest.raises(nbmap.RunError, match=r"ZeroDivisionError\(\).*not your code"):
-        list(run)
+    die = nbmap.remote(lambda _: os.kill(os.getpid(), signal.SIGKILL), concurrency=2)
+    with monkeypatch.context() as broken:
+        broken.setattr(Streams, "process_alive", fail)
+        for _ in range(2):
+            with pytest.raises(nbmap.RunError, match=r"ZeroDivisionError\(\).*not your code"):
+                list(die.map(range(2)))
     assert "ZeroDivisionError" in caplog.text
+    assert list(nbmap.remote(abs, concurrency=2).map(range(9))) == list(range(9))
 
 
 def test_lost_attempts_are_not_charged_to_retries(anywhere, folder):

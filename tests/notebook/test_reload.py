@@ -97,7 +97,7 @@ if pid == 0:
         told = f"{{type(error).__name__}}: {{error}}"
     os.write(write, told.encode())
     os._exit(0)
-ready, _, _ = select.select([read], [], [], 20)
+ready, _, _ = select.select([read], [], [], 10)
 print(os.read(read, 10_000).decode() if ready else "it is stuck")
 os.kill(pid, 9)
 ended = os.waitpid(pid, 0)
