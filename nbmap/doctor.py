@@ -12,6 +12,7 @@ from pathlib import Path
 from .cluster import connect
 from .engine.memory import memory_limit
 from .errors import NbmapError
+from .worker import gpus
 
 __all__ = ["Report", "examine"]
 
@@ -71,6 +72,7 @@ def examine(*, magics: bool | None = None) -> Report:
     report = Report()
     _machine(report)
     _packages(report)
+    _gpus(report)
     _startup_file(report, magics)
     _cluster(report)
     report.log.extend(connect.recent_log()[-_LAST:])
@@ -104,6 +106,27 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _gpus(report: Report) -> None:
+    seen = gpus.look()
+    if not seen["gpus"]:
+        report.facts["GPUs"] = f"none: {seen['why']}" if seen["certain"] else "unknown"
+        if not seen["certain"]:
+            report.problems.append(f"GPUs can't be used here: {seen['why']}")
+    figures = gpus.used([uuid for uuid, *_ in seen["gpus"]])
+    for number, ((uuid, name, *_), told) in enumerate(zip(seen["gpus"], figures, strict=True)):
+        memory, busy = "memory n/a", ""
+        if told.get("total"):
+            used, total = told["used"] / 2**30, told["total"] / 2**30
+            memory = f"{used:.1f} of {total:.1f} GiB in use"
+        if told.get("busy") is not None:
+            busy = f", {told['busy']} % busy"
+        report.facts[f"GPU {number}"] = f"{name}, {memory}{busy} ({uuid})"
+    if seen["gpus"] and seen["lost"]:
+        report.problems.append(
+            f"GPUs that have ceased to answer: {seen['lost']}. Restart the machine to have them back."
+        )
 
 
 def _startup_file(report: Report, magics: bool | None) -> None:

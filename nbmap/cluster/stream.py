@@ -44,6 +44,7 @@ FAR = (
     "nbmap.worker",
     "nbmap.worker.capture",
     "nbmap.worker.coroutines",
+    "nbmap.worker.gpus",
     "nbmap.worker.attempt",
     "nbmap.worker.nested",
     "nbmap.worker.standin",
