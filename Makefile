@@ -5,13 +5,14 @@ ARGS ?=
 
 VENV := .venv/bin/python
 NEXT := .venv-next/bin/python
+GPU := .venv-gpu/bin/python
 WHEEL := .venv-wheel/bin/python
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 # What the wheel is made of; the folders too, for files that went.
 SHIPPED := $(shell find nbmap $(wildcard jupyter-config) -name __pycache__ -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-main test-next check lint chaos bench pictures chromium clean
+.PHONY: help demo lab test test-main test-gpu test-next check lint chaos bench pictures chromium clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,7 +33,7 @@ demo: .venv/.demo
 lab: .venv/.lab
 	@$(VENV) -m jupyterlab notebooks/01-grid-search.ipynb $(ARGS)
 
-test: test-main test-next
+test: test-main test-gpu test-next
 
 check: lint
 	$(VENV) -m pytest -m 'not slow and not chaos' tests/test_*.py tests/engine $(ARGS)
@@ -43,10 +44,15 @@ lint: .venv/.test
 	$(VENV) -m mypy
 
 test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test | chromium
-	$(VENV) -m pytest -m 'not chaos' $(ARGS)
+	$(VENV) -m pytest -m 'not chaos' --ignore tests/cuda $(ARGS)
+
+# The real dask-cuda, with the Dask that it pins, over libraries that stand for NVIDIA's. They are
+# built by the machine's C compiler; without one these tests fail.
+test-gpu: .venv-gpu/.test | test-main
+	$(GPU) -m pytest -p no:cacheprovider tests/cuda
 
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
-test-next: .venv-next/.test | test-main
+test-next: .venv-next/.test | test-gpu
 	@if [ -e .venv-next/.test ]; then \
 		echo "$$($(NEXT) -V) with dask 2026.7.1:"; \
 		$(NEXT) -m pytest -p no:cacheprovider -m 'not chaos' tests/engine tests/surface; \
@@ -55,7 +61,7 @@ test-next: .venv-next/.test | test-main
 	fi
 
 chaos: .venv/.test
-	$(VENV) -m pytest -m chaos $(ARGS)
+	$(VENV) -m pytest -m chaos --ignore tests/cuda $(ARGS)
 
 bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
@@ -68,7 +74,7 @@ pictures: .venv/.test | chromium
 	$(VENV) tests/pictures.py notebooks/pictures
 
 clean:
-	rm -rf .venv .venv-next .venv-bare .venv-wheel build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-next .venv-gpu .venv-bare .venv-wheel build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find nbmap tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments are made once, and brought up to date when pyproject.toml changes.
@@ -115,6 +121,12 @@ clean:
 .venv-wheel/ipykernel-7.3/.test: pyproject.toml | .venv-wheel/.test
 	@rm -rf $(@D)
 	@$(VENV) $(PIP_INSTALL) --no-deps --target $(@D) 'ipykernel==7.3.*' nest-asyncio2 psutil
+	@touch $@
+
+.venv-gpu/.test: pyproject.toml | .venv/.test
+	@$(call make-venv,$(VENV),.venv-gpu)
+	@echo 'Installing nbmap, dask-cuda and what the tests need into .venv-gpu (a minute or two, once)'
+	@$(GPU) $(PIP_INSTALL) -e '.[cuda12,gpu-test]'
 	@touch $@
 
 # JupyterLab is tested in the system's browser, so that no test downloads one.

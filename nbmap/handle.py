@@ -59,8 +59,10 @@ def remote(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
         retries: int, or `nbmap.Retries`: how often an input that failed or took too long is tried
             again; 0.
         timeout: time that one attempt may take; none by default.
-        gpu, wait_for_gpu: checked, and refused at the first call: this version does not have them
-            yet.
+        gpu: the GPUs that each input has to itself: "A100", "RTX 4090", "A100-80GB", "40GB+",
+            "A100:2"; True for any; 0.5 for half of one; a list of these, the first that the
+            cluster has counts, and "cpu" may be the last; none by default.
+        wait_for_gpu: time that a run waits for such a GPU to join the cluster; 0.
         **options: the above; times are seconds, or texts such as "90s" and "10m".
 
     Returns:
@@ -69,6 +71,8 @@ def remote(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     Raises:
         OptionError: an option is unknown, or has a wrong value.
         TypeError: `function` is a class, a handle, or can't be called.
+
+    Its calls and maps raise NoMatchingGPU where the cluster has no such GPU.
 
     Example:
         >>> import nbmap
@@ -103,7 +107,8 @@ def _make(function: Any, given: Mapping[str, object]) -> RemoteFunction:
         msg = f"nbmap.remote takes a function, not {safe_repr(function)}"
         raise misuse(msg)
     handle = RemoteFunction(function, given)
-    connect.warm_up(given.get("cluster"))
+    if given.get("gpu") is None:
+        connect.warm_up(given.get("cluster"))
     return handle
 
 
@@ -704,12 +709,13 @@ class RemoteFunction:
         too_many: Callable[[int, int], bool] | None = None,
         soon: bool = False,
     ) -> Driver:
-        options = self._usable_options()
+        options = self._resolved()
+        request = gpu.parse(options.gpu)
         blob, sent = self._blob(kwargs)
         if total == 0:
             transport = connect.nowhere()
         else:
-            transport = connect.transport_soon(options.cluster)
+            transport = connect.transport_soon(options.cluster, request, options.wait_for_gpu)
             if isinstance(transport, Pending) and not soon:
                 transport = _arrived(transport)
         rules = Rules(
@@ -722,6 +728,8 @@ class RemoteFunction:
             retries=options.retries.max_retries,
             delay=options.retries.delay,
             stream=self._stream,
+            gpu=request,
+            patience=options.wait_for_gpu,
         )
         driver = Driver(
             transport,
@@ -740,23 +748,10 @@ class RemoteFunction:
         driver.sent = sent
         return driver
 
-    def _usable_options(self) -> Options:
-        """Return the options, refusing what this version can't do yet."""
+    def _resolved(self) -> Options:
         if self._options is None:
             self._options = resolve(self._given)
-        options = self._options
-        later = {
-            "gpu": gpu.parse(options.gpu) is not None,
-            "wait_for_gpu": options.wait_for_gpu > 0,
-        }
-        for name, used in later.items():
-            if used:
-                value = safe_repr(getattr(options, name), 60)
-                msg = (
-                    f"{name}={value}: this version of nbmap does not have {name}= yet; leave it out"
-                )
-                raise OptionError(msg)
-        return options
+        return self._options
 
     def _blob(self, kwargs: dict[str, Any]) -> tuple[Blob, list[RemoteFunction]]:
         """Return the function in bytes, and the handles that it refers to."""

@@ -46,6 +46,7 @@ BESIDE = {
 HOMES = {
     "distributed": ["cluster"],
     "dask_cuda": ["cluster"],
+    "cuda": ["worker.gpus"],
     "pynvml": ["worker.gpus"],
     "dask": ["cluster", "options"],
     "anywidget": ["view.widget"],
@@ -210,8 +211,8 @@ def test_the_far_side_needs_next_to_nothing(module):
         allowed = library in sys.stdlib_module_names or library == "cloudpickle"
         allowed = allowed or (library == "distributed" and inside(module, ["cluster"]))
         allowed = allowed or (library == "nbmap" and inside(rest, FAR))
-        # Which says so where it is missing; a machine with a driver and Dask's GPU workers has it.
-        allowed = allowed or (library == "pynvml" and module == "worker.gpus")
+        # Which says so where one is missing; dask-cuda brings both along.
+        allowed = allowed or (library in {"cuda", "pynvml"} and module == "worker.gpus")
         if not allowed:
             rule = (
                 "this module runs on workers, which may have the standard library, cloudpickle "

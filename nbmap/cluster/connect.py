@@ -27,14 +27,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..engine.interrupts import start_thread
 from ..engine.transport import InProcess, Pending, Transport, engine_loop
-from ..errors import ClusterError, OptionError
+from ..errors import ClusterError, NoMatchingGPU, OptionError
 from ..options import shown
 from ..view import render
 from ..view.watch import in_kernel
+from .gpu import GPURequest
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .gpus import OwnGPUs
     from .local import LocalOwn
 
 __all__ = [
@@ -60,17 +62,27 @@ LEAST = 64 << 20  # bytes of memory that a worker process may be given
 _lock = threading.RLock()
 _chosen: list[Any] = []  # what `connect` was given, the last one counts
 _transports: dict[str, Any] = {}  # by scheduler address
+_gpu_transports: dict[int, Any] = {}  # by the client that they use
 _own: LocalOwn | None = None
+_own_gpus: OwnGPUs | None = None
 _nowhere: InProcess | None = None
 _warming: threading.Thread | None = None
 _ahead = False  # our own cluster was started before anybody asked for it
 
 
-def transport_for(cluster: object) -> Transport:
+def transport_for(
+    cluster: object, gpu: GPURequest | None = None, patience: float = 0.0
+) -> Transport:
     """Return the transport to the cluster that a handle with `cluster=` runs on.
+
+    Args:
+        cluster: what was given as that.
+        gpu: what inputs are to run on; None for no GPU.
+        patience: seconds that a run may wait until the cluster has that.
 
     Raises:
         ClusterError: it can't be reached or started.
+        NoMatchingGPU: it has no such GPU.
     """
     if multiprocessing.parent_process() is not None and _is_worker():
         msg = (
@@ -83,21 +95,27 @@ def transport_for(cluster: object) -> Transport:
         target = cluster if cluster is not None else _named()
         if target is None or _is_local(target):
             _ahead = False
-            return _own_transport()
+            return _own_transport() if gpu is None else _own_gpus_or_cpu(gpu)
         _close_if_unused()
         if isinstance(target, Transport):
+            if gpu is not None and not gpu.or_cpu:
+                msg = f"gpu={str(gpu)!r} matches nothing: {target!r} has no GPU"
+                raise NoMatchingGPU(msg)
             return target
-        return _existing(target)
+        transport = _existing(target)
+        return transport if gpu is None else _their_gpus_or_cpu(transport, gpu, patience)
 
 
-def transport_soon(cluster: object) -> Transport:
+def transport_soon(
+    cluster: object, gpu: GPURequest | None = None, patience: float = 0.0
+) -> Transport:
     """Return the transport, or one that stands for it until it is there; never blocks for long.
 
     Raises:
         RunError: this process was forked from one that uses nbmap.
     """
     engine_loop().check()
-    if _lock.acquire(blocking=False):
+    if gpu is None and _lock.acquire(blocking=False):
         try:
             if _at_hand(cluster):
                 return transport_for(cluster)
@@ -109,7 +127,7 @@ def transport_soon(cluster: object) -> Transport:
 
     def find() -> None:
         try:
-            pending.arrive(transport_for(cluster))
+            pending.arrive(transport_for(cluster, gpu, patience))
         except Exception as error:
             pending.failed(error)
 
@@ -421,6 +439,46 @@ def _own_transport() -> Transport:
         return _own.transport
 
 
+def _own_gpus_or_cpu(gpu: GPURequest) -> Transport:
+    global _own_gpus
+    from .gpus import OwnGPUs, divided
+
+    try:
+        groups = divided(gpu)
+    except NoMatchingGPU:
+        if gpu.or_cpu:
+            return _own_transport()
+        raise
+    if _own_gpus is not None and not _own_gpus.transport.alive():
+        _own_gpus.close()
+        _own_gpus = None
+    if _own_gpus is None:
+        _refuse_without_main_guard()
+        _own_gpus = OwnGPUs(groups)
+        _at_exit(_own_gpus.close)
+    else:
+        _own_gpus.provide(groups)
+    _own_gpus.transport.require(gpu)
+    return _own_gpus.transport
+
+
+def _their_gpus_or_cpu(transport: Any, gpu: GPURequest, patience: float) -> Transport:
+    from .gpu_leases import GPUTransport
+
+    client = transport.client
+    found = _gpu_transports.get(id(client))
+    if found is None or not found.alive():
+        found = _gpu_transports[id(client)] = GPUTransport(client)
+    try:
+        found.require(gpu)
+    except NoMatchingGPU:
+        if gpu.or_cpu:
+            return transport  # type: ignore[no-any-return]
+        if not patience:
+            raise
+    return found
+
+
 def _start_own(workers: int | None, threads: int | None, memory: str | None) -> LocalOwn:
     _refuse_without_main_guard()
     from .local import LocalOwn
@@ -619,8 +677,13 @@ def restart() -> Status:
     Raises:
         ClusterError: there is none of our own, or it can't be started.
     """
-    global _own, _ahead
+    global _own, _own_gpus, _ahead
     with _lock:
+        if _own_gpus is not None:  # it starts again when it is needed
+            _own_gpus.close()
+            _own_gpus = None
+            if _own is None:
+                return status()
         if _own is None:
             named = _named()
             where = "" if named is None or _is_local(named) else "; restart the other where it runs"
@@ -692,11 +755,13 @@ def cores() -> int:
 
 def stop() -> None:
     """Stop nbmap's own cluster and cancel the runs on it; one that is not ours stays."""
-    global _own
+    global _own, _own_gpus
     with _lock:
-        own, _own = _own, None
-    if own is not None:
-        own.close()
+        owns = _own, _own_gpus
+        _own = _own_gpus = None
+    for own in owns:
+        if own is not None:
+            own.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -727,24 +792,38 @@ class Status:
 
 
 def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def status() -> Status:
     """Return what handles run on now; starts nothing."""
     with _lock:
         named = _named()
-        transport: Transport | None = None
         if isinstance(named, Transport):
             return Status(repr(named), 1, named.slots(), len(named.leases), len(named.jobs))
         if named is None or _is_local(named):
-            if _own is None:
-                return Status(
-                    "none yet; nbmap starts one on this machine when it is needed", 0, 0, 0, 0
-                )
-            transport, where = _own.transport, "nbmap's own, on this machine"
-        else:
-            transport = _existing(named)
-            where = transport.describe()  # type: ignore[attr-defined]
+            return _own_status()
+        transport: Any = _existing(named)
+        others = _gpu_transports.get(id(transport.client))
         told = transport.status()
-        return Status(where, told["workers"], told["slots"], told["leases"], len(transport.jobs))
+        gpus_ = others.status() if others is not None else {"leases": 0}
+        return Status(
+            transport.describe(),
+            told["workers"],
+            told["slots"],
+            told["leases"] + gpus_["leases"],
+            len(transport.jobs) + (len(others.jobs) if others is not None else 0),
+        )
+
+
+def _own_status() -> Status:
+    owns = [own.transport for own in (_own, _own_gpus) if own is not None]
+    if not owns:
+        return Status("none yet; nbmap starts one on this machine when it is needed", 0, 0, 0, 0)
+    told = [transport.status() for transport in owns]
+    where = "nbmap's own, on this machine"
+    if _own_gpus is not None:
+        where += f", with {_counted(told[-1]['workers'], 'process')} on its GPUs"
+    workers, slots, leases = (sum(each[n] for each in told) for n in ("workers", "slots", "leases"))
+    return Status(where, workers, slots, leases, sum(len(each.jobs) for each in owns))

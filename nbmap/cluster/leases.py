@@ -143,24 +143,24 @@ class DaskTransport(Transport):
 
     def ask(self, n: int) -> None:
         """Submit leases to Dask; on our own cluster spread evenly over the processes."""
-        places = self._places(n) if self.own is not None else [None] * n
-        for place in places:
-            held = Held(uuid.uuid4().hex)
-            self.leases[held.name] = held
-            options: dict[str, Any] = {}
-            if place is not None:
-                options["workers"] = [place]
-                self._placed[held.name] = place
-            future = self.client.submit(
-                self._task,
-                held.name,
-                self.topic,
-                key=self._key + held.name,
-                pure=False,
-                **options,
-            )
-            self._futures[held.name] = future
-            self._loop.add_callback(self._task_done, held, future)
+        for place in self._places(n) if self.own is not None else [""] * n:
+            self._submit(place)
+
+    def _submit(self, place: str) -> Held:
+        """Submit one lease; to a worker, or where Dask likes."""
+        held = Held(uuid.uuid4().hex)
+        self.leases[held.name] = held
+        options: dict[str, Any] = {}
+        if place:
+            options["workers"] = [place]
+            self._placed[held.name] = place
+        key = self._key + held.name
+        future = self.client.submit(
+            self._task, held.name, self.topic, key=key, pure=False, **options
+        )
+        self._futures[held.name] = future
+        self._loop.add_callback(self._task_done, held, future)
+        return held
 
     def _places(self, n: int) -> list[str]:
         """Choose the workers for `n` more leases; fewer where a worker is being restarted."""
@@ -320,7 +320,7 @@ class DaskTransport(Transport):
             self.lose(together, died=unsure, reason="its process was ended", charge=False)
         for other in together:
             other.forget_stream()
-            if self.own is not None or other.name not in self._futures:
+            if other.name in self._placed or other.name not in self._futures:
                 self.gone(other)
             else:  # Dask runs its task again on another worker
                 other.state = "asked"
@@ -424,6 +424,9 @@ class DaskTransport(Transport):
         elif not self._counting and self.jobs and now - self._counted > REFRESH:
             self._counting, self._counted = True, now
             self._start(self._count())
+        self._look_for_quiet(now)
+
+    def _look_for_quiet(self, now: float) -> None:
         quiet = [h.worker for h in self.leases.values() if h.chunks and now - h.heard > QUIET]
         self.workers.look(quiet, self._missing)
 
@@ -432,7 +435,10 @@ class DaskTransport(Transport):
             self._mended = now
             own.mend()
         # A task that may run on one worker only waits for ever when that has died.
-        there = set(own.workers())
+        self._forget_asked(set(own.workers()))
+
+    def _forget_asked(self, there: set[str]) -> None:
+        """Forget the leases that were sent to workers which are not there any more."""
         self._forget_trouble(there)
         for held in list(self.leases.values()):
             if held.state == "asked" and self._placed.get(held.name, "") not in there:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import dask
 from distributed import LocalCluster, Security
@@ -66,28 +69,32 @@ class _Recent(logging.Handler):
 recent = _Recent()
 
 
-class LocalOwn:
-    """Our own cluster, the client that we use it with, and the transport over both.
+def _need_cryptography() -> None:
+    if importlib.util.find_spec("cryptography") is None:
+        msg = (
+            "nbmap's own cluster needs the package cryptography for its keys: without it every "
+            "user of this machine could run code as you. Install it: pip install cryptography"
+        )
+        raise ClusterError(msg)
+
+
+class Own:
+    """A cluster of our own, the client that we use it with, and the transport over both.
 
     Args:
-        workers: number of processes.
-        threads: slots per process.
-        memory: per process.
+        make: makes the cluster, of the options that are the same for all of ours.
+        transport: makes the transport, of the client.
+        n: how many workers it has.
 
     Raises:
         ClusterError: it can't be started.
     """
 
-    def __init__(self, *, workers: int | None, threads: int | None, memory: str | None) -> None:
-        self.asked = (workers, threads, memory)
-        if importlib.util.find_spec("cryptography") is None:
-            msg = (
-                "nbmap's own cluster needs the package cryptography for its keys: without it every "
-                "user of this machine could run code as you. Install it: pip install cryptography"
-            )
-            raise ClusterError(msg)
-        self._n = workers or cores()
-        self.cores = self._n * (threads or 1)
+    def __init__(
+        self, make: Callable[..., Any], transport: Callable[[Any], DaskTransport], n: int
+    ) -> None:
+        _need_cryptography()
+        self._n = n
         logging.getLogger("distributed").addHandler(recent)
         # Read whenever a worker is lost, so it can't be set for the start alone.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
@@ -99,10 +106,7 @@ class LocalOwn:
                     "distributed.worker.daemon": True,
                 }
             ):
-                self._cluster = LocalCluster(
-                    n_workers=self._n,
-                    threads_per_worker=max(THREADS, threads or 1),
-                    memory_limit=memory or int(memory_limit() * SHARE / self._n),
+                self._cluster = make(
                     security=Security.temporary(),
                     host="127.0.0.1",
                     dashboard_address=None,
@@ -115,16 +119,12 @@ class LocalOwn:
             msg = f"nbmap's own cluster could not be started: {error}"
             raise ClusterError(msg) from error
         self._client = connected(self._cluster)
-        self.transport = DaskTransport(self._client, own=self)
+        self.transport = transport(self._client)
         self._closed = False
 
     def workers(self) -> list[str]:
         """Return the addresses of the workers that are there."""
         return list(self._cluster.scheduler_info["workers"])
-
-    def leases_each(self) -> int:
-        """Return how many leases a worker may have."""
-        return max(THREADS, self.cores // self._n)
 
     def mend(self) -> None:
         """Replace the nannies that gave up, as one does whose worker dies while it starts."""
@@ -160,6 +160,40 @@ class LocalOwn:
         """
         nannies = list(self._cluster.workers.values())
         await asyncio.gather(*(nanny.close(timeout=FORCE) for nanny in nannies))
+
+
+class LocalOwn(Own):
+    """Our own cluster of processes on this machine's cores.
+
+    Args:
+        workers: number of processes.
+        threads: slots per process.
+        memory: per process.
+
+    Raises:
+        ClusterError: it can't be started.
+    """
+
+    transport: DaskTransport
+
+    def __init__(self, *, workers: int | None, threads: int | None, memory: str | None) -> None:
+        self.asked = (workers, threads, memory)
+        n = workers or cores()
+        self.cores = n * (threads or 1)
+        super().__init__(
+            functools.partial(
+                LocalCluster,
+                n_workers=n,
+                threads_per_worker=max(THREADS, threads or 1),
+                memory_limit=memory or int(memory_limit() * SHARE / n),
+            ),
+            lambda client: DaskTransport(client, own=self),
+            n,
+        )
+
+    def leases_each(self) -> int:
+        """Return how many leases a worker may have."""
+        return max(THREADS, self.cores // self._n)
 
 
 def cores() -> int:

@@ -73,10 +73,10 @@ def _is_package(name: str) -> bool:
     return any(other.startswith(name + ".") for other in FAR)
 
 
-def far_function(name: str, module: str = "far") -> boot.Shipped:
-    """Return a function of `far.py` in a form that any process can unpickle and call."""
+def far_function(name: str, module: str = "cluster.far") -> boot.Shipped:
+    """Return a function of the far side in a form that any process can unpickle and call."""
     package, texts = far_package()
-    return boot.Shipped(inspect.getsource(boot), texts, f"{package}.cluster.{module}", name)
+    return boot.Shipped(inspect.getsource(boot), texts, f"{package}.{module}", name)
 
 
 class Place(NamedTuple):
@@ -227,7 +227,7 @@ class Streams:
             raise
 
     async def _send_plugin(self) -> None:
-        plugin = relay.Relay(_relay_operation(), far_function("plugin", "relay"))
+        plugin = relay.Relay(_relay_operation(), far_function("plugin", "cluster.relay"))
         loop = asyncio.get_running_loop()
         sending = loop.run_in_executor(None, self._client.register_plugin, plugin)
         try:

@@ -119,7 +119,7 @@ class Workers:
 
     def _run_on_nanny(self, address: str, name: str, argument: Any) -> bool | None:
         """Call a function of `nannies` for a worker; return None where nobody answers."""
-        function = far_function(name, "nannies")
+        function = far_function(name, "cluster.nannies")
         told = self._client.run(
             function, argument, workers=[address], nanny=True, on_error="ignore"
         )

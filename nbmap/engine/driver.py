@@ -86,6 +86,8 @@ class Rules:
         retries: attempts after the first.
         delay: tells how many seconds the n-th retry waits.
         stream: whether the function is a generator's.
+        gpu: what its inputs run on (`cluster.gpu.GPURequest`), or None.
+        patience: seconds that a run waits until the cluster has that.
     """
 
     handle: Hashable
@@ -97,6 +99,8 @@ class Rules:
     retries: int = 0
     delay: Callable[[int], float] = float
     stream: bool = False
+    gpu: Any = None
+    patience: float = 0.0
 
 
 class Child(Protocol):
@@ -140,6 +144,8 @@ class Driver:
         self.handle = rules.handle
         self.limit = rules.limit
         self.streams = rules.stream
+        self.gpu = rules.gpu
+        self.patience = rules.patience
         self.name = rules.name
         self.number = next(_numbers)
         self.keep = keep
@@ -908,15 +914,15 @@ class Driver:
             )
         if self._state.full:
             return "paused until the outputs that are there are taken"
-        if self.transport.trouble:
-            return self.transport.trouble
+        if remark := self.transport.remark(self):
+            return remark
         since = self.transport.waiting_since
         if since is not None and _clock() - since > 1:
             return f"waiting for workers for {_clock() - since:.0f} s"
-        have = sum(h.state in {"open", "paused"} for h in self.transport.leases.values())
+        have = self.transport.held_for(self)
         settled = _clock() - self._made > SETTLED  # before, leases may be on their way
         if self.limit and settled and slots and have < self.limit <= self.wanted():
-            return f"{have} of {self.limit}: the cluster has {have} slots"
+            return f"{have} of {self.limit}: the cluster has {have} {self.transport.places}"
         return ""
 
 

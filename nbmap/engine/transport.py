@@ -149,6 +149,8 @@ class Job(Protocol):
     handle: Hashable  # runs of one handle share its limit
     limit: int | None
     streams: bool  # whether the function is a generator's
+    gpu: Any  # what its inputs run on (`cluster.gpu.GPURequest`), or None
+    patience: float  # seconds that it waits until the cluster has that
     blob: Blob
 
     @property
@@ -240,6 +242,8 @@ class Held:
 class Transport(ABC):
     """Leases and the runs that take turns on them. All methods run on the engine's loop."""
 
+    places = "slots"  # what leases are on, as views call it
+
     def __init__(self) -> None:
         self.engine = engine_loop()
         self.leases: dict[str, Held] = {}
@@ -300,6 +304,19 @@ class Transport(ABC):
     def limit(self, job: Job) -> int:
         """Return how many leases the run's handle may use."""
         return job.limit or max(1, self.slots())
+
+    def fits(self, job: Job, held: Held) -> bool:  # noqa: ARG002 - here any does
+        """Tell whether a run's inputs may run on a lease."""
+        return True
+
+    def held_for(self, job: Job) -> int:
+        """Return how many leases there are that a run's inputs may run on."""
+        there = [held for held in self.leases.values() if held.state in {"open", "paused"}]
+        return sum(self.fits(job, held) for held in there)
+
+    def remark(self, job: Job) -> str:  # noqa: ARG002 - here it is the same for all
+        """Return one plain sentence about what keeps a run from being worked for, or ""."""
+        return self.trouble
 
     def ensure(self) -> None:
         """Ask for leases while runs want more than there are."""
@@ -366,6 +383,8 @@ class Transport(ABC):
         return self._busy() >= max(1, self._room()[0])
 
     def _may(self, job: Job, held: Held) -> bool:
+        if not self.fits(job, held):
+            return False
         using = self.using[job.handle]
         others = len(using) - (using[held.name] > 0)
         for other, chunk in self.returning:  # whose inputs have been waiting for longer
@@ -517,12 +536,12 @@ class Transport(ABC):
             process = next((p for p, j in self.reserved.items() if j is job), "")
             if process not in self.solo and self._has_chunks(process):
                 # What runs there may take long, or wait for what the suspects hold back.
-                free = self._least_busy()
+                free = self._least_busy(job)
                 if free and not self._has_chunks(free):
                     del self.reserved[process]
                     process = ""
             if not process:
-                process = self._least_busy()
+                process = self._least_busy(job)
                 if not process:
                     continue
                 self.reserved[process] = job
@@ -539,11 +558,12 @@ class Transport(ABC):
     def _has_chunks(self, process: str) -> bool:
         return any(held.chunks for held in self.leases.values() if held.process == process)
 
-    def _least_busy(self) -> str:
+    def _least_busy(self, job: Job) -> str:
         load: Counter[str] = Counter()
         deaf = {held.process for held in self.leases.values() if self._is_deaf(held)}
         for held in self.leases.values():
-            if held.state == "open" and held.process not in {*self.reserved, *deaf}:
+            taken = held.process in self.reserved or held.process in deaf
+            if held.state == "open" and not taken and self.fits(job, held):
                 load[held.process] += len(held.chunks)
         return min(load, key=lambda process: load[process], default="")
 

@@ -67,9 +67,6 @@ class NbmapMagics(Magics):
 
         Values with blanks are quoted: name="my run". A value $x is your variable x. What follows
         a # is a comment. Which cluster: see %nbmap?
-
-        gpu and wait_for_gpu are checked here, and refused at the first call: this version does
-        not have them yet.
         """
         __tracebackhide__ = True
         from .cell import run_cell

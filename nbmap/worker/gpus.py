@@ -43,7 +43,7 @@ class NotSeen(Exception):
         self.certain = certain
 
 
-def look() -> dict[str, Any]:
+def look(worker: object = None) -> dict[str, Any]:  # noqa: ARG001 - Dask gives it
     """Return what can be seen, in plain values.
 
     Returns:
@@ -75,6 +75,19 @@ def used(uuids: list[str]) -> list[dict[str, Any]]:
         return [_figures(nvml, uuid) for uuid in uuids]
     except NotSeen:
         return [{} for _ in uuids]
+
+
+def why_unfit(worker: object = None) -> str:  # noqa: ARG001 - Dask gives it
+    """Create this process's CUDA context; return why it is not on its first GPU, "" where it is."""
+    try:
+        from cuda.core import Device
+
+        device = Device()
+        device.set_current()
+        got, wanted = device.uuid, os.environ[_HIDDEN].partition(",")[0]
+    except Exception as error:
+        return f"CUDA does not start: {str(error) or type(error).__name__}"
+    return "" if _digits(got) == _digits(wanted) else f"CUDA uses {got} in the place of {wanted}"
 
 
 def _visible() -> tuple[list[list[Any]], int]:

@@ -72,7 +72,7 @@ def test_s1_v19_a_cell_of_functions_becomes_handles_without_any_set_up(lab, kern
 
 
 def test_v19_a_gpu_is_one_line_at_the_first_map(lab):
-    """What this version does not have is said in one line, without a traceback."""
+    """What this machine does not have is said in one line, without a traceback."""
     notebook = lab.open(["%%remote gpu=T4\ndef f(x):\n    return x", "f.map([1])"], kernel=WHEEL)
     assert run(notebook, 0) == ""
     assert len(run(notebook, 1).splitlines()) == 1

@@ -391,9 +391,9 @@ def test_what_nbmap_refuses_is_one_line_in_any_cell(notebook, kind):
     assert not ran.result.success
 
 
-def test_a_call_with_a_refused_option_is_one_line(notebook):
+def test_a_call_that_no_gpu_fits_is_one_line(notebook):
     """As a user meets it: the handle is made, and its first call says what is wrong."""
     notebook.run(cell("def f(x): return x", "gpu=T4"))
     ran = notebook.run("f(1)")
-    assert ran.out.startswith("OptionError: gpu=")
+    assert ran.out.startswith("NoMatchingGPU: gpu=")
     assert len(ran.out.strip().splitlines()) == 1

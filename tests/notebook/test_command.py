@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 import nbmap
@@ -75,22 +73,6 @@ def test_question_marks_show_help_for_every_option_and_command(notebook):
     assert NbmapMagics.remote.__doc__.count("default") >= len(LINE_OPTIONS)
     info = notebook.shell.object_inspect_mime("%%remote", detail_level=0)["text/plain"]
     assert "worker_losses" in info
-
-
-def test_the_help_says_which_options_are_not_there_yet():
-    """`%%remote?` names just the options that the first call refuses."""
-    given = dict.fromkeys(LINE_OPTIONS, 2) | {"name": "two", "gpu": "A100"}
-    refused = []
-    for name, value in given.items():
-        try:
-            nbmap.remote(abs, **{name: value})._usable_options()
-        except nbmap.OptionError as error:
-            assert "does not have" in str(error)
-            refused.append(name)
-    (said,) = re.findall(
-        r"^ *(.+) are checked here, and refused", NbmapMagics.remote.__doc__, re.MULTILINE
-    )
-    assert said.split(" and ") == refused
 
 
 def test_a_variable_can_be_connected_to_and_none_undoes_it(bare, alone):

@@ -188,7 +188,7 @@ def test_a_failing_cell_fails_in_the_kernel_too(new_kernel):
         "%%remote\ndef f(x):\n    return x\n1/0\n": "ZeroDivisionError",
         "%%remote concurency=3\ndef f(x): return x\n": "UsageError",
         "%%remote\nx = 1\n": "UsageError",
-        "%%remote gpu=T4\ndef f(x): return x\nf(3)\n": "OptionError",
+        "%%remote gpu=T4\ndef f(x): return x\nf(3)\n": "ClusterError",
     }
     for text, name in cells.items():
         reply, published = kernel.run(text)

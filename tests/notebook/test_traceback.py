@@ -79,7 +79,7 @@ def test_an_error_of_the_users_own_iterable_shows_its_lines(defined):
         ("outer.map([1], kwargs=3)", "TypeError: kwargs=3 has to be a dict"),
         ("nbmap.remote(outer)", "TypeError: outer is a handle already"),
         ("nbmap.remote(int)", "TypeError: int is a class"),
-        ("nbmap.remote(gpu='T4')(len)(1)", "OptionError: gpu="),
+        ("nbmap.remote(gpu='T4')(len)(1)", "NoMatchingGPU: gpu="),
         ("nbmap.connect('nowhere')", "ClusterError: 'nowhere' is not a scheduler's address"),
         ("outer.map([lock], kwargs={'a': lock})", "Unpicklable: outer can't be sent"),
         ("list(cancelled)", "RunCancelled: cancelled with 0 inputs done"),

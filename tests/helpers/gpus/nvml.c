@@ -182,3 +182,8 @@ API int nvmlDeviceGetComputeRunningProcesses_v3(gpu *g, unsigned *n, process *ou
     }
     return SUCCESS;
 }
+
+/* distributed asks for the older one. */
+API int nvmlDeviceGetComputeRunningProcesses_v2(gpu *g, unsigned *n, process *out) {
+    return nvmlDeviceGetComputeRunningProcesses_v3(g, n, out);
+}

@@ -1,0 +1,226 @@
+"""Leases on GPUs: each on the worker of a slot, for the runs whose request fits it.
+
+Dask could place tasks by names or resources too, and waits for ever where the worker of a name has
+died and come back on another port, or where resources were given to it after its start (measured
+with distributed 2026.7.1). So the workers are looked at here, now and again while there are runs,
+and each lease is sent to the worker that it is meant for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Protocol
+
+from distributed import Client
+
+from ..engine.transport import Held, Job
+from ..errors import NoMatchingGPU
+from .gpu import GPU, GPURequest
+from .leases import REFRESH, DaskTransport
+from .slots import Group, Slot, listed, slots_for, what_is_wrong
+from .stream import far_function
+
+logger = logging.getLogger("nbmap")
+
+ASK = 20.0  # seconds for a worker to tell what it sees
+_BUSY = {"open", "paused", "last", "silent"}
+
+
+class OwnGroups(Protocol):
+    """What a GPU cluster of our own can tell."""
+
+    def groups(self) -> dict[str, Group]:
+        """Return the groups of the workers that are there, by address."""
+
+    def mend(self) -> None:
+        """Replace the nannies that gave up."""
+
+
+class GPUTransport(DaskTransport):
+    """Leases on the GPUs of a Dask cluster.
+
+    Args:
+        client: ours, connected to it; closed by whoever made it.
+        groups: of a cluster that nbmap started, what it can tell.
+        stream: how streams reach workers; see `Streams`.
+    """
+
+    places = "places on these GPUs"
+
+    def __init__(
+        self, client: Client, groups: OwnGroups | None = None, stream: str | None = None
+    ) -> None:
+        super().__init__(client, stream=stream)
+        self._groups = groups
+        self._ours: dict[str, Group] | None = None if groups is None else {}
+        self._workers: dict[str, list[GPU]] = {}
+        self._unseen: dict[str, str] = {}  # workers whose GPUs nobody can look at, and why
+        self._slot: dict[str, Slot] = {}  # of each lease
+        self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
+        self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
+        self._looking = False
+        self._looked = 0.0
+
+    # -- what there is
+
+    def slots(self) -> int:
+        """Return how many leases there may be at once."""
+        if self._ours is not None:
+            return max(1, len(self._ours))
+        return max(1, len({gpu.uuid for gpus in self._workers.values() for gpu in gpus}))
+
+    def limit(self, job: Job) -> int:
+        """Return how many leases the run's handle may use."""
+        return job.limit or max(1, len(self._slots_of(job.gpu)))
+
+    def require(self, request: GPURequest) -> None:
+        """Look at the workers; not on the engine's thread.
+
+        Raises:
+            NoMatchingGPU: no worker has what is asked for. Not on a cluster of our own, which was
+                started for it: a worker may just be on its way back.
+        """
+        found = self._look()
+        self.engine.wait_for(self._saw, found)
+        if self._groups is None and not self.engine.wait_for(self._slots_of, request):
+            raise NoMatchingGPU(self.engine.wait_for(self._why_none, request))
+
+    def _slots_of(self, request: GPURequest) -> list[Slot]:
+        if request not in self._fitting:
+            self._fitting[request] = slots_for(request, self._workers, self._ours)
+        return self._fitting[request]
+
+    def _why_none(self, request: GPURequest) -> str:
+        gpus = list({gpu.uuid: gpu for of in self._workers.values() for gpu in of}.values())
+        why = what_is_wrong(request, gpus, "the cluster")
+        if self._unseen:
+            worker, reason = next(iter(self._unseen.items()))
+            why += f". The GPUs of {len(self._unseen)} worker(s) can't be looked at, {worker}: {reason}"
+        return why
+
+    # -- looking
+
+    def _look(self) -> tuple[set[str], dict[str, Any], dict[str, Group] | None]:
+        """Ask the workers that are new what they see; not on the engine's thread."""
+        there = set(self.client.scheduler_info(n_workers=-1)["workers"])
+        new = [worker for worker in there if worker not in self._workers]
+        told: dict[str, Any] = {}
+        if new:
+            function = far_function("look", "worker.gpus")
+            told = self.client.run(function, workers=new, on_error="return")
+        return there, told, None if self._groups is None else self._groups.groups()
+
+    def _saw(self, found: tuple[set[str], dict[str, Any], dict[str, Group] | None]) -> None:
+        there, told, self._ours = found
+        for worker in [worker for worker in self._workers if worker not in there]:
+            del self._workers[worker]
+        self._unseen = {worker: why for worker, why in self._unseen.items() if worker in there}
+        for worker, answer in told.items():
+            seen = isinstance(answer, dict) and (answer["gpus"] or answer["certain"])
+            if seen:
+                self._workers[worker] = [GPU(*gpu) for gpu in answer["gpus"]]
+                self._unseen.pop(worker, None)
+            else:  # it is asked again
+                why = answer["why"] if isinstance(answer, dict) else repr(answer)
+                self._unseen[worker] = why
+        self._fitting.clear()
+        self._forget_asked(there)
+        now = time.monotonic()
+        for job in list(self.jobs):
+            if self._slots_of(job.gpu):
+                self._patient[id(job)] = -1.0
+                continue
+            since = self._patient.setdefault(id(job), now)
+            if self._groups is None and since >= 0 and now - since >= job.patience:
+                job.fail(NoMatchingGPU(self._why_none(job.gpu)))
+        self.wake()
+
+    async def _refresh(self) -> None:
+        try:
+            looking = asyncio.get_running_loop().run_in_executor(None, self._look)
+            self._saw(await asyncio.wait_for(looking, ASK))
+        except (OSError, TimeoutError) as error:
+            logger.info("the workers can't be looked at: %s", error)
+        finally:
+            self._looking = False
+
+    # -- giving out
+
+    def fits(self, job: Job, held: Held) -> bool:
+        """Tell whether a lease has GPUs of the kind, the number and the share that a run wants."""
+        slot = self._slot.get(held.name)
+        return slot is not None and slot in self._slots_of(job.gpu)
+
+    def remark(self, job: Job) -> str:
+        """Say that no GPU fits, and what is there."""
+        if not self._slots_of(job.gpu) and self._looked:
+            gpus = [gpu for of in self._workers.values() for gpu in of]
+            return f"waiting for gpu={str(job.gpu)!r}: the cluster has {listed(gpus)}"
+        return self.trouble
+
+    def _may(self, job: Job, held: Held) -> bool:
+        return super()._may(job, held) and not self._is_taken(held)
+
+    def _is_taken(self, held: Held) -> bool:
+        """Tell whether another slot's input is on one of a lease's GPUs."""
+        slot = self._slot[held.name]
+        for name, other in self._slot.items():
+            lease = self.leases.get(name)
+            if lease is None or lease is held or not lease.chunks or lease.state not in _BUSY:
+                continue
+            shared = slot.share > 1 and other.share == slot.share and other.worker != slot.worker
+            if not shared and set(other.gpus) & set(slot.gpus):
+                return True
+        return False
+
+    def ensure(self) -> None:
+        """Ask for leases on the slots of runs that want more than there are."""
+        waiting = False
+        for job in self.jobs:
+            wanted = job.wanted()
+            slots = self._slots_of(job.gpu)
+            waiting = waiting or bool(wanted)
+            have = {
+                self._slot[n] for n, h in self.leases.items() if n in self._slot and self.works(h)
+            }
+            mine = sum(slot in have for slot in slots)
+            need = min(job.limit or len(slots), wanted, len(slots)) - mine
+            for slot in slots:
+                if need > 0 and slot not in have:
+                    self._slot[self._submit(slot.worker).name] = slot
+                    need -= 1
+        idle = not any(lease.state in {*_BUSY, "aside"} for lease in self.leases.values())
+        since = self.waiting_since or time.monotonic()
+        self.waiting_since = since if waiting and idle else None
+
+    def gone(self, held: Held) -> None:
+        """Forget a lease, and its slot."""
+        self._slot.pop(held.name, None)
+        super().gone(held)
+
+    def remove(self, job: Job) -> None:
+        """Stop working for a run."""
+        self._patient.pop(id(job), None)
+        super().remove(job)
+
+    def tick(self) -> None:
+        """Look at the workers while there are runs."""
+        now = time.monotonic()
+        if self.jobs and not self.alive():
+            self._fail_all()
+            return
+        if self.jobs and not self._looking and now - self._looked > REFRESH:
+            if self._groups is not None:
+                self._groups.mend()
+            self._looking, self._looked = True, now
+            self._start(self._refresh())
+        self._look_for_quiet(now)
+
+    def status(self) -> dict[str, Any]:
+        """Return what there is, for people."""
+        found = super().status()
+        found["slots"] = self.slots()
+        found["workers"] = len(self._workers)
+        return found

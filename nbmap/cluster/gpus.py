@@ -1,0 +1,160 @@
+"""nbmap's own cluster on the GPUs of this machine: a process for each that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import time
+from typing import Any
+
+import dask
+
+from ..engine.memory import memory_limit
+from ..errors import ClusterError, NoMatchingGPU
+from ..worker import gpus
+from .gpu import GPU, GPURequest
+from .gpu_leases import GPUTransport
+from .local import SHARE, Own
+from .slots import Group, groups_for, what_is_wrong
+from .stream import far_function
+
+__all__ = ["OwnGPUs"]
+
+START = 60.0  # seconds for workers to start; each imports dask-cuda and wakes its GPU up
+_WAIT = 0.05
+
+_INSTALL = (
+    "on this machine it needs dask-cuda, which nbmap's extras bring: pip install nbmap[cuda12] for "
+    "drivers from 525 on, nbmap[cuda13] from 580 on"
+)
+
+
+def divided(request: GPURequest) -> list[Group]:
+    """Return the groups of this machine's GPUs for a request.
+
+    Raises:
+        ClusterError: the machine has no GPU, none can be looked at, or dask-cuda is missing.
+        NoMatchingGPU: it has others.
+    """
+    seen = gpus.look()
+    missing = importlib.util.find_spec("dask_cuda") is None
+    if missing and not (request.or_cpu and not seen["gpus"] and seen["certain"]):
+        besides = f". Besides, {seen['why']}" if seen["why"] else ""
+        raise ClusterError(f"gpu={str(request)!r}: {_INSTALL}{besides}")
+    if not seen["gpus"]:
+        kind = NoMatchingGPU if seen["certain"] else ClusterError
+        raise kind(f"gpu={str(request)!r} can't be had on this machine: {seen['why']}")
+    there = [GPU(*gpu) for gpu in seen["gpus"]]
+    groups = groups_for(request, there)
+    if not groups:
+        raise NoMatchingGPU(what_is_wrong(request, there, "this machine"))
+    return groups
+
+
+class OwnGPUs(Own):
+    """Our own cluster of one process per group of GPUs; it grows by what is asked for.
+
+    Args:
+        groups: for which to start processes.
+
+    Raises:
+        ClusterError: dask-cuda is missing, or the processes can't be started.
+    """
+
+    transport: GPUTransport
+
+    def __init__(self, groups: list[Group]) -> None:
+        try:
+            from .cuda import GroupsCluster
+        except ImportError as error:
+            msg = f"{_INSTALL} ({error})"
+            raise ClusterError(msg) from None
+        # Where a GPU has fallen off the bus each of Dask's servers here would log that twice a
+        # second. The workers' own setting is another; see `cuda.py`.
+        dask.config.set({"distributed.diagnostics.nvml": False})
+        super().__init__(
+            functools.partial(
+                GroupsCluster,
+                groups,
+                threads_per_worker=1,
+                memory_limit=int(memory_limit() * SHARE / len(groups)),
+            ),
+            lambda client: GPUTransport(client, groups=self),
+            len(groups),
+        )
+        try:
+            self._await(groups)
+        except BaseException:
+            self.close()
+            raise
+
+    def groups(self) -> dict[str, Group]:
+        """Return the groups of the workers that are there, by address."""
+        known = self._cluster.groups
+        workers = dict(self._cluster.scheduler_info["workers"])
+        return {
+            address: known[told["name"]]
+            for address, told in workers.items()
+            if told["name"] in known
+        }
+
+    def provide(self, groups: list[Group]) -> None:
+        """Have processes for these groups.
+
+        Others that have some of the same GPUs are ended: what they keep in the memory of a GPU
+        would be missing.
+
+        Raises:
+            ClusterError: such processes are at work, or new ones can't be started.
+        """
+        there = self._cluster.groups
+        missing = {group.name: group for group in groups if group.name not in there}
+        if not missing:
+            return
+        wanted = {gpu.uuid for group in missing.values() for gpu in group.gpus}
+        in_the_way = [
+            name for name, group in there.items() if wanted & {gpu.uuid for gpu in group.gpus}
+        ]
+        busy = self.transport.engine.wait_for(self._busy)
+        at_work = [name for address, name in self._names().items() if address in busy]
+        if blocked := set(at_work) & set(in_the_way):
+            msg = (
+                f"{len(blocked)} process(es) are at work on GPUs that are asked for in another "
+                "division now; run it again when they have ended, or cancel them"
+            )
+            raise ClusterError(msg)
+        for name in in_the_way:
+            there.pop(name, None)
+        self._cluster.sync(self._cluster.scale_down, in_the_way)
+        there.update(missing)
+        self._n = len(there)
+        self._cluster.scale(self._n)
+        self._await(groups)
+
+    def _busy(self) -> set[str]:
+        return {held.worker for held in self.transport.leases.values() if held.chunks}
+
+    def _names(self) -> dict[str, str]:
+        workers = dict(self._cluster.scheduler_info["workers"])
+        return {address: told["name"] for address, told in workers.items()}
+
+    def _await(self, groups: list[Group]) -> None:
+        """Wait until the workers of groups are there, and their CUDA is on the right GPU."""
+        names = {group.name: group for group in groups}
+        until = time.monotonic() + START
+        while missing := names.keys() - self._names().values():
+            if time.monotonic() > until:
+                msg = f"{len(missing)} of {len(names)} processes have not started in {START:.0f} s"
+                raise ClusterError(msg)
+            time.sleep(_WAIT)
+        told: dict[str, Any] = {}
+        with contextlib.suppress(OSError, TimeoutError):
+            places = [address for address, name in self._names().items() if name in names]
+            told = self._client.run(
+                far_function("why_unfit", "worker.gpus"), workers=places, on_error="return"
+            )
+        wrong = {str(why) for why in told.values() if why}
+        if wrong:
+            msg = f"a process can't use its GPU: {'; '.join(sorted(wrong))}"
+            raise ClusterError(msg)

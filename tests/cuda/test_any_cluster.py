@@ -1,0 +1,103 @@
+"""GPUs of a cluster that nbmap did not start, from a process that sees none itself."""
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+
+import pytest
+from helpers import dasks, gpus
+from helpers.gpus import A100, T4
+from helpers.processes import wait_until
+
+import nbmap
+
+
+@pytest.fixture
+def hosts(libraries, tmp_path):
+    """Yield a scheduler file, and a function that starts `dask cuda worker` on a host with GPUs."""
+    with ExitStack() as stack:
+        _, path = stack.enter_context(dasks.scheduler(tmp_path))
+
+        def add(host, *machine):
+            state = tmp_path / host
+            state.mkdir()
+            env = gpus.machine(libraries, state, *machine, FAKE_GPU_HOST=host)
+            command = ("cuda", "worker", "--host", "127.0.0.1", "--no-dashboard")
+            command += ("--scheduler-file", path)
+            stack.enter_context(dasks.dask(*command, env=env))
+
+        stack.enter_context(dasks.worker(path))  # without a GPU
+        yield path, add
+
+
+def where(x):
+    """Return the input, the first device of the process, and the process."""
+    time.sleep(0.1)
+    return x, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("FAKE_GPU_HOST"), os.getpid()
+
+
+where.__module__ = "__main__"  # so that it travels by value
+
+
+def test_g18_only_workers_with_such_gpus_are_used_and_others_may_join_and_die(hosts, tmp_path):
+    """Of three kinds of workers; none that fits is said at once, with what is there."""
+    path, add = hosts
+    cluster = os.fspath(path)
+    add("aaaa", A100, A100)
+    dasks.wait_for_workers(path, 3)
+    with pytest.raises(nbmap.NoMatchingGPU, match="the cluster has 2 x NVIDIA A100-SXM4-80GB"):
+        nbmap.remote(where, gpu="T4", cluster=cluster).map([1])
+    out = nbmap.remote(where, gpu="A100", cluster=cluster).map(range(8)).results()
+    assert [x for x, *_ in out] == list(range(8))
+    assert {host for _, _, host, _ in out} == {"aaaa"}
+    assert len({pid for *_, pid in out}) == 2
+    by_two = nbmap.remote(where, gpu="A100:2", cluster=cluster).map(range(4)).results()
+    assert len({pid for *_, pid in by_two}) == 1
+
+    folder = tmp_path / "seen"
+    folder.mkdir()
+
+    def until_the_t4_has_come(x):
+        host, pid = os.environ["FAKE_GPU_HOST"], os.getpid()
+        (folder / f"{host} {pid}").touch()
+        while not list(folder.glob("bbbb *")):
+            time.sleep(0.05)
+        time.sleep(0.05)
+        return x, host
+
+    run = nbmap.remote(until_the_t4_has_come, gpu=True, cluster=cluster).map(range(40))
+    wait_until(lambda: len(list(folder.iterdir())) == 2)
+    add("bbbb", T4)
+    wait_until(lambda: list(folder.glob("bbbb *")))
+    victim = int(next(folder.glob("aaaa *")).name.split()[1])
+    os.kill(victim, signal.SIGKILL)
+    out = run.results()
+    assert [x for x, _ in out] == list(range(40))
+    assert {host for _, host in out} == {"aaaa", "bbbb"}
+
+
+def test_g18_a_run_may_wait_for_a_gpu_to_join(hosts):
+    """As long as it was told to; then it says what was there."""
+    path, add = hosts
+    cluster = os.fspath(path)
+    dasks.wait_for_workers(path, 1)
+    run = nbmap.remote(where, gpu="T4", cluster=cluster, wait_for_gpu=1).map([1])
+    with pytest.raises(nbmap.NoMatchingGPU, match="the cluster has no GPU"):
+        list(run)
+    run = nbmap.remote(where, gpu="T4", cluster=cluster, wait_for_gpu=60).map([1, 2])
+    add("bbbb", T4)
+    assert [x for x, *_ in run] == [1, 2]
+    on_cpu = nbmap.remote(abs, gpu=["H100", "cpu"], cluster=cluster).map([-1, -2])
+    assert list(on_cpu) == [1, 2]
+
+
+def test_a_worker_whose_gpus_cannot_be_looked_at_is_not_one_without(libraries, tmp_path):
+    """The error says so, and why."""
+    with dasks.scheduler(tmp_path) as (_, path):
+        env = gpus.machine(libraries, tmp_path, A100, FAKE_GPU_DRIVER="notloaded")
+        with dasks.worker(path, env=env):
+            dasks.wait_for_workers(path, 1)
+            handle = nbmap.remote(abs, gpu="A100", cluster=os.fspath(path))
+            with pytest.raises(nbmap.NoMatchingGPU, match=r"can't be looked at, tcp.*modprobe"):
+                handle.map([1])
