@@ -61,8 +61,7 @@ class GroupsCluster(LocalCUDACluster):  # type: ignore[misc]
             **(_unset(POLITE_WHEN_SHARED) if group.share > 1 else {}),
             "CUDA_VISIBLE_DEVICES": ",".join(uuids),
         }
-        # The workers watch their GPUs. The scheduler and the nannies, which are in this process, do
-        # not: they would all watch the first one.
+        # They watch their GPUs, other than the scheduler and the nannies in this process.
         options["config"] = {
             **(options.get("config") or {}),
             "distributed.diagnostics.nvml": True,

@@ -12,7 +12,7 @@ import asyncio
 import collections
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from distributed import get_worker, secede
@@ -219,11 +219,11 @@ async def _come(process: Process, worker: Any, name: str, token: str) -> None:
         comm.abort()
 
 
-def hold(name: str, topic: str) -> str:
-    """Hold a thread of a worker for a lease: the Dask task."""
+def hold(name: str, topic: str, uuids: Sequence[str] = ()) -> str:
+    """Hold a thread of a worker for a lease, perhaps on some of its GPUs: the Dask task."""
     worker = get_worker()
     process = _process_of(worker)
-    lease = Lease(name, process)
+    lease = Lease(name, process, uuids)
     process.add(lease)
     worker.log_event(topic, {"lease": name, "worker": _address(worker), "server": worker.id})
     return lease.run()

@@ -60,6 +60,7 @@ class GPUTransport(DaskTransport):
         self._slot: dict[str, Slot] = {}  # of each lease
         self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
         self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
+        self._dead: set[str] = set()  # workers whose process can't use its GPUs any more
         self._looking = False
         self._looked = 0.0
 
@@ -89,7 +90,8 @@ class GPUTransport(DaskTransport):
 
     def _slots_of(self, request: GPURequest) -> list[Slot]:
         if request not in self._fitting:
-            self._fitting[request] = slots_for(request, self._workers, self._ours)
+            found = slots_for(request, self._workers, self._ours)
+            self._fitting[request] = [slot for slot in found if slot.worker not in self._dead]
         return self._fitting[request]
 
     def _why_none(self, request: GPURequest) -> str:
@@ -116,6 +118,7 @@ class GPUTransport(DaskTransport):
         there, told, self._ours = found
         for worker in [worker for worker in self._workers if worker not in there]:
             del self._workers[worker]
+        self._dead &= there
         self._unseen = {worker: why for worker, why in self._unseen.items() if worker in there}
         for worker, answer in told.items():
             seen = isinstance(answer, dict) and (answer["gpus"] or answer["certain"])
@@ -189,11 +192,23 @@ class GPUTransport(DaskTransport):
             need = min(job.limit or len(slots), wanted, len(slots)) - mine
             for slot in slots:
                 if need > 0 and slot not in have:
-                    self._slot[self._submit(slot.worker).name] = slot
+                    self._slot[self._submit(slot.worker, slot.gpus).name] = slot
                     need -= 1
         idle = not any(lease.state in {*_BUSY, "aside"} for lease in self.leases.values())
         since = self.waiting_since or time.monotonic()
         self.waiting_since = since if waiting and idle else None
+
+    def recycle(self, held: Held) -> None:
+        """Have a process started anew that can't use its GPUs any more."""
+        self._dead.add(held.worker)
+        self._fitting.clear()
+        self._start(self._recycle(held.worker, held.pid))
+
+    async def _recycle(self, worker: str, pid: int) -> None:
+        if not await self.workers.end(worker, pid):
+            self.trouble = (
+                f"CUDA is dead in the process {pid} of {worker}, and nothing starts it anew: end it"
+            )
 
     def gone(self, held: Held) -> None:
         """Forget a lease, and its slot."""

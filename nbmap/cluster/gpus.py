@@ -8,8 +8,6 @@ import importlib.util
 import time
 from typing import Any
 
-import dask
-
 from ..engine.memory import memory_limit
 from ..errors import ClusterError, NoMatchingGPU
 from ..worker import gpus
@@ -70,9 +68,6 @@ class OwnGPUs(Own):
         except ImportError as error:
             msg = f"{_INSTALL} ({error})"
             raise ClusterError(msg) from None
-        # Where a GPU has fallen off the bus each of Dask's servers here would log that twice a
-        # second. The workers' own setting is another; see `cuda.py`.
-        dask.config.set({"distributed.diagnostics.nvml": False})
         super().__init__(
             functools.partial(
                 GroupsCluster,

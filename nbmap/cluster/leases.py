@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Callable, Container, Coroutine, Sequence
 from typing import Any, Protocol
 
 from distributed import Client
@@ -146,8 +146,8 @@ class DaskTransport(Transport):
         for place in self._places(n) if self.own is not None else [""] * n:
             self._submit(place)
 
-    def _submit(self, place: str) -> Held:
-        """Submit one lease; to a worker, or where Dask likes."""
+    def _submit(self, place: str, uuids: Sequence[str] = ()) -> Held:
+        """Submit one lease; to a worker and GPUs of it, or where Dask likes."""
         held = Held(uuid.uuid4().hex)
         self.leases[held.name] = held
         options: dict[str, Any] = {}
@@ -156,7 +156,7 @@ class DaskTransport(Transport):
             self._placed[held.name] = place
         key = self._key + held.name
         future = self.client.submit(
-            self._task, held.name, self.topic, key=key, pure=False, **options
+            self._task, held.name, self.topic, uuids, key=key, pure=False, **options
         )
         self._futures[held.name] = future
         self._loop.add_callback(self._task_done, held, future)

@@ -104,6 +104,9 @@ class Own:
                     "distributed.scheduler.http.routes": [],
                     "distributed.worker.http.routes": [],
                     "distributed.worker.daemon": True,
+                    # Dask's servers in this process would all watch the first GPU, and where that
+                    # has fallen off the bus log it twice a second each. Asked for once a process.
+                    "distributed.diagnostics.nvml": False,
                 }
             ):
                 self._cluster = make(

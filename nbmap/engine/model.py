@@ -58,7 +58,7 @@ OUTPUT, RAISED, OVER = "output", "raised", "over"
 OUTPUT_COST = 100
 
 # Why a lease says Bye.
-ASKED, FOREIGN, LEAVING, ALONE = "asked", "foreign", "leaving", "alone"
+ASKED, FOREIGN, LEAVING, ALONE, DEAD = "asked", "foreign", "leaving", "alone", "dead"
 
 
 @dataclass(slots=True)
@@ -421,7 +421,10 @@ class Paused(Message):
 
 @dataclass(slots=True)
 class Bye(Message):
-    """The lease ends: ASKED, FOREIGN (other people's tasks wait), LEAVING, ALONE (nobody came)."""
+    """The lease ends: ASKED, FOREIGN (other people's tasks wait), LEAVING, ALONE (nobody came), DEAD.
+
+    DEAD is a process that no input can use its GPUs in any more.
+    """
 
     tag: ClassVar[str] = "bye"
     reason: str

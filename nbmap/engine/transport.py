@@ -31,6 +31,7 @@ from ..errors import RunError, VersionMismatch
 from ..worker.serve import Lease, Process
 from .interrupts import start_thread
 from .model import (
+    DEAD,
     LEAVING,
     Aside,
     Ask,
@@ -642,6 +643,8 @@ class Transport(ABC):
             held.state = "ending"
             if message.reason == LEAVING:
                 self.lose([held], died=False, reason="its worker retired")
+            elif message.reason == DEAD:
+                self.recycle(held)
             self.wake()
 
     def _about_a_chunk(
@@ -681,6 +684,9 @@ class Transport(ABC):
         self.trouble = ""
         held.idle_since = _clock()
         self.wake()
+
+    def recycle(self, held: Held) -> None:  # noqa: B027 - here no process has GPUs
+        """Have a process started anew that can't use its GPUs any more."""
 
     def stream_ended(self, held: Held, link: NearLink) -> None:
         """The stream of a lease is gone: as it said, or its worker died, or the connection."""

@@ -35,6 +35,7 @@ from ..engine.pickling import (
     type_name,
 )
 from . import coroutines as _coroutines
+from . import standin
 from .coroutines import Coroutines
 
 MESSAGE = 2_000  # characters of an exception's message that are kept
@@ -233,6 +234,9 @@ def _unloadable(value: Unloadable, index: int) -> Failure:
 def _users(error: BaseException, index: int, value: Any, function: Any) -> Failure:
     if issubclass(type(error), TypeError) and _not_entered(error):  # it may hide its `__class__`
         _add_signature(error, function)
+    with suppress(Exception):
+        if (lease := standin.current()) is not None:
+            lease.explain(error)
     return failure(error, index, USER, value)
 
 

@@ -1,7 +1,7 @@
 """The GPUs that a process sees: what the driver tells of those in CUDA_VISIBLE_DEVICES.
 
 Through pynvml (nvidia-ml-py), which dask-cuda brings along, and through CUDA's own library for what
-only that knows: how it numbers GPUs.
+only that knows: how it numbers GPUs, and whether a process can still use one.
 
 That there is no GPU is only said where that is certain. Where nobody can tell, that is said instead:
 a machine whose GPUs can't be looked at is not one without.
@@ -10,15 +10,22 @@ a machine whose GPUs can't be looked at is not one without.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
+import re
 import subprocess
 import sys
 from contextlib import suppress
 from typing import Any
 
 _DRIVER = "libnvidia-ml.so.1"
+_CUDA = "libcuda.so.1"
 _HIDDEN = "CUDA_VISIBLE_DEVICES"
+_GIB = 1 << 30
+_FULL = re.compile(
+    r"out.?of.?memory|MemoryAllocation|RESOURCE_EXHAUSTED|ALLOC_FAILED", re.IGNORECASE
+)
 ASK = 20.0  # seconds for CUDA to tell its order; a driver that wakes a GPU up may take several
 
 # Prints the UUIDs of the GPUs as CUDA numbers them, in hexadecimal digits. In a process of its own:
@@ -88,6 +95,70 @@ def why_unfit(worker: object = None) -> str:  # noqa: ARG001 - Dask gives it
     except Exception as error:
         return f"CUDA does not start: {str(error) or type(error).__name__}"
     return "" if _digits(got) == _digits(wanted) else f"CUDA uses {got} in the place of {wanted}"
+
+
+def is_dead() -> bool:
+    """Tell whether this process's CUDA context can't be used any more, as after a wrong address.
+
+    CUDA then fails whatever the process does, until it ends.
+    """
+    try:
+        cuda = ctypes.CDLL(_CUDA)
+        current, active, flags = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_uint()
+        state = cuda.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active))
+        if state == _NOT_INITIALIZED or (state == 0 and not active.value):
+            return False  # it has none
+        if state or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(current), 0):
+            return True
+        before = ctypes.c_void_p()
+        cuda.cuCtxGetCurrent(ctypes.byref(before))
+        cuda.cuCtxSetCurrent(current)
+        try:
+            return bool(cuda.cuCtxSynchronize())
+        finally:
+            cuda.cuCtxSetCurrent(before)
+            cuda.cuDevicePrimaryCtxRelease_v2(0)
+    except (OSError, AttributeError):
+        return False
+
+
+_NOT_INITIALIZED = 3
+
+
+def tidy() -> None:
+    """Give the memory back that frameworks keep of what is not used any more."""
+    gc.collect()
+    with suppress(Exception):
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.cuda.empty_cache()
+    with suppress(Exception):
+        if (cupy := sys.modules.get("cupy")) is not None:
+            cupy.get_default_memory_pool().free_all_blocks()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception, of whatever library, says that a GPU's memory is full."""
+    return _FULL.search(f"{type(error).__name__}: {error}") is not None
+
+
+def memory_in_words(uuids: list[str]) -> str:
+    """Tell how full GPUs are, as "NVIDIA A100: 79.2 of 80.0 GiB in use by 2 processes"."""
+    try:
+        nvml = _nvml()
+        told = []
+        for uuid in uuids:
+            figures = _figures(nvml, uuid)
+            name = nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByUUID(uuid))
+            if figures.get("total"):
+                n = figures["processes"] or 0
+                by = f" by {n} process{'es' if n != 1 else ''}" if n else ""
+                full, total = figures["used"] / _GIB, figures["total"] / _GIB
+                told.append(f"{name}: {full:.1f} of {total:.1f} GiB in use{by}")
+            else:
+                told.append(f"{name}, which does not tell its memory")
+        return "; ".join(told)
+    except Exception:  # it is said beside an error that matters more
+        return ""
 
 
 def _visible() -> tuple[list[list[Any]], int]:

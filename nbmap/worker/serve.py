@@ -29,7 +29,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -41,6 +41,7 @@ from ..engine.model import (
     ALONE,
     ASKED,
     CALL,
+    DEAD,
     FOREIGN,
     LEAVING,
     OUTPUT_COST,
@@ -72,7 +73,7 @@ from ..engine.model import (
     size_of,
 )
 from ..engine.pickling import dump, join, load, load_or_error, pack_plain, parts, unpack
-from . import attempt, capture, standin
+from . import attempt, capture, gpus, standin
 from .coroutines import Coroutines
 from .nested import Nested, Waiting
 
@@ -202,8 +203,9 @@ class Process:
 class Lease:
     """One slot of a worker, held for handles; runs one input at a time."""
 
-    def __init__(self, name: str, process: Process) -> None:
+    def __init__(self, name: str, process: Process, uuids: Sequence[str] = ()) -> None:
         self.id = name
+        self.gpus = list(uuids)  # that its inputs have to themselves
         self.process = process
         self.busy = False
         self._link: Link | None = None
@@ -453,12 +455,28 @@ class Lease:
             values[at] = value = told = loaded = None  # what it prints when it goes is its own
             if self._text is not None:
                 self._send_prints(index, last=True)
+            if self.gpus and type(outcome) is Failure:
+                self._clean_up()
             out.append(outcome)
             self._ran += 1
             now = self._at_since = _clock()
             big = type(outcome) is attempt.Pickled and sum(map(len, outcome)) > FLUSH_BYTES
             if now - self._flushed > FLUSH or big:
                 self.flush(now, wait=True)
+
+    def _clean_up(self) -> None:
+        """After a failure: give the GPU's memory back; end where CUDA is dead in this process.
+
+        All later inputs would fail here, whatever they do.
+        """
+        gpus.tidy()
+        if gpus.is_dead():
+            self.end(DEAD)
+
+    def explain(self, error: BaseException) -> None:
+        """Note beside an exception what can't be known later: how full the GPU is now."""
+        if self.gpus and gpus.is_out_of_memory(error) and (told := gpus.memory_in_words(self.gpus)):
+            error.add_note(told)
 
     # -- what user code calls, on the lease's thread or another one of the input's
 

@@ -176,6 +176,13 @@ API int cuDeviceGetAttribute(int *out, int attribute, int d) {
     return SUCCESS;
 }
 
+API int cuDevicePrimaryCtxGetState(int d, unsigned *flags, int *active) {
+    DEVICE(d);
+    *flags = 0;
+    *active = contexts_of[d].users > 0;
+    return SUCCESS;
+}
+
 API int cuDevicePrimaryCtxRetain(context **out, int d) {
     DEVICE(d);
     if (is_lost(visible[d])) return DEVICE_UNAVAILABLE;
@@ -296,18 +303,20 @@ API int cuGetErrorString(int code, const char **out) {
     return SUCCESS;
 }
 
-/* cuda.bindings asks for every function by name, and does without those that are not there. */
+/* cuda.bindings asks for every function by name and the version that it was made for, and does without
+ * those that are not there. */
 API int cuGetProcAddress_v2(const char *name, void **out, int version, unsigned long long flags,
                             int *status) {
     char newer[160];
     Dl_info here;
-    (void)version;
+    /* Of these the newer one has other parameters, and came with CUDA 13. */
+    int as_named = version < 13000 && !strcmp(name, "cuCtxGetDevice");
     (void)flags;
     *out = NULL;
     if (dladdr((void *)&cuGetProcAddress_v2, &here)) {
         void *self = dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD);
         snprintf(newer, sizeof newer, "%s_v2", name);
-        *out = dlsym(self, newer);
+        if (!as_named) *out = dlsym(self, newer);
         if (!*out) *out = dlsym(self, name);
         dlclose(self);
     }

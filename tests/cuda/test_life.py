@@ -1,0 +1,81 @@
+"""What happens to an input on a GPU, and to those after it."""
+
+from helpers.gpus import A100
+
+DRIVER = """
+def context():
+    from cuda.bindings import driver
+    from cuda.core import Device
+
+    Device().set_current()
+    return driver
+
+def check(told):
+    if told[0]:
+        raise RuntimeError(f"CUDA error: {told[0].name}")
+    return told[1:]
+"""
+
+
+def test_g11_memory_that_is_full_is_told_with_the_failure(on):
+    """With the GPU and what is in use of it; the other inputs succeed, and nothing stays in use."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def take(gigabytes):
+        driver = context()
+        mine, = check(driver.cuMemAlloc(30 << 30))
+        try:
+            more, = check(driver.cuMemAlloc(gigabytes << 30))
+            check(driver.cuMemFree(more))
+        finally:
+            check(driver.cuMemFree(mine))
+        return gigabytes
+
+    def main():
+        from nbmap.worker import gpus
+
+        run = nbmap.remote(take, gpu="A100").map([1, 100, 2], return_exceptions=True)
+        out = [x if isinstance(x, int) else [repr(x), x.exc.__notes__] for x in run]
+        used = gpus.used([gpu[0] for gpu in gpus.look()["gpus"]])[0]["used"]
+        return out, run.traceback(1), used
+    """
+    (first, (error, notes), last), text, used = on([A100], code)
+    assert (first, last) == (1, 2)
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in error
+    [note] = [note for note in notes if "GiB" in note]
+    assert note.startswith("NVIDIA A100-SXM4-80GB: ")
+    assert "of 80.0 GiB in use by 1 process" in note
+    assert note in text
+    assert used == 0
+
+
+def test_g12_a_process_whose_cuda_is_dead_is_started_anew(on):
+    """It costs the input that killed it, and no other, though many wait in the same chunk."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def work(x):
+        import ctypes
+        from cuda.core import Device
+
+        driver = context()
+        uuid = Device().uuid
+        if x == 40:
+            ctypes.CDLL("libcuda.so.1").fake_cuda_trap()
+        check(driver.cuCtxSynchronize())
+        return x, os.getpid(), uuid
+
+    def main():
+        run = nbmap.remote(work, gpu="A100").map(range(100), return_exceptions=True)
+        out = [x if isinstance(x, tuple) else repr(x) for x in run]
+        return out, [row["attempts"] for row in run.records()]
+    """
+    out, attempts = on([A100], code)
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in out.pop(40)
+    assert [x for x, _, _ in out] == [*range(40), *range(41, 100)]
+    assert set(attempts) == {1}
+    before, after = {pid for _, pid, _ in out[:40]}, {pid for _, pid, _ in out[40:]}
+    assert len(before) == len(after) == 1
+    assert before != after
+    assert len({uuid for *_, uuid in out}) == 1
