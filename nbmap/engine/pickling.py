@@ -498,6 +498,11 @@ _REFUSED = {
     ("distributed.client", "Client"): "Dask client",
     ("distributed.deploy.cluster", "Cluster"): "Dask cluster",
     ("ipywidgets.widgets.widget", "Widget"): "widget",
+    # Each copy of which would lock out nobody but itself.
+    ("asyncio.locks", "Lock"): "lock of asyncio",
+    ("asyncio.locks", "Condition"): "condition of asyncio",
+    ("asyncio.locks", "Semaphore"): "semaphore of asyncio",
+    ("asyncio.locks", "Event"): "event of asyncio",
 }
 
 

@@ -180,9 +180,12 @@ def test_s10_wrong_kwargs_are_refused(transport, kwargs):
 
 
 def closing_over(kind, folder, client):
-    thing = {"lock": threading.Lock, "file": lambda: None, "client": lambda: client}[kind]()
     if kind == "file":
         thing = (folder / "open.txt").open("w")
+    elif kind == "client":
+        thing = client
+    else:
+        thing = getattr(threading if kind == "lock" else asyncio, kind.title().rpartition(".")[2])()
 
     def use(x):
         record(str(folder), x)
@@ -191,9 +194,16 @@ def closing_over(kind, folder, client):
     return use, thing
 
 
-@pytest.mark.parametrize("kind", ["lock", "file", "client"])
+@pytest.mark.parametrize(
+    "kind",
+    ["lock", "file", "client"]
+    + [f"asyncio.{name}" for name in ("lock", "condition", "semaphore", "event")],
+)
 def test_f4_what_cannot_be_sent_is_named_when_map_is_called(transport, tmp_path, dask_client, kind):
-    """A function closing over a lock, an open file or a Dask client names the variable."""
+    """A function closing over a lock, an open file or a Dask client names the variable.
+
+    So does one of asyncio, which could be pickled: each copy would lock out nobody but itself.
+    """
     function, thing = closing_over(kind, tmp_path, dask_client)
     handle = nbmap.remote(function)
     try:
