@@ -44,12 +44,12 @@ lint: .venv/.test
 	$(VENV) -m mypy
 
 test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test | chromium
-	$(VENV) -m pytest -m 'not chaos' --ignore tests/cuda $(ARGS)
+	$(VENV) -m pytest -m 'not chaos' --ignore tests/gpus/cuda $(ARGS)
 
 # The real dask-cuda, with the Dask that it pins, over libraries that stand for NVIDIA's. They are
 # built by the machine's C compiler; without one these tests fail.
 test-gpu: .venv-gpu/.test | test-main
-	$(GPU) -m pytest -p no:cacheprovider tests/cuda
+	$(GPU) -m pytest -p no:cacheprovider tests/gpus/cuda
 
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
 test-next: .venv-next/.test | test-gpu
@@ -61,7 +61,7 @@ test-next: .venv-next/.test | test-gpu
 	fi
 
 chaos: .venv/.test
-	$(VENV) -m pytest -m chaos --ignore tests/cuda $(ARGS)
+	$(VENV) -m pytest -m chaos --ignore tests/gpus/cuda $(ARGS)
 
 bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)

@@ -116,12 +116,8 @@ def _gpus(report: Report) -> None:
             report.problems.append(f"GPUs can't be used here: {seen['why']}")
     figures = gpus.used([uuid for uuid, *_ in seen["gpus"]])
     for number, ((uuid, name, *_), told) in enumerate(zip(seen["gpus"], figures, strict=True)):
-        memory, busy = "memory n/a", ""
-        if told.get("total"):
-            used, total = told["used"] / 2**30, told["total"] / 2**30
-            memory = f"{used:.1f} of {total:.1f} GiB in use"
-        if told.get("busy") is not None:
-            busy = f", {told['busy']} % busy"
+        memory = gpus.in_use(told) or "memory n/a"
+        busy = "" if told.get("busy") is None else f", {told['busy']} % busy"
         report.facts[f"GPU {number}"] = f"{name}, {memory}{busy} ({uuid})"
     if seen["gpus"] and seen["lost"]:
         report.problems.append(

@@ -107,7 +107,7 @@ def _make(function: Any, given: Mapping[str, object]) -> RemoteFunction:
         msg = f"nbmap.remote takes a function, not {safe_repr(function)}"
         raise misuse(msg)
     handle = RemoteFunction(function, given)
-    if given.get("gpu") is None:
+    if gpu.parse(given.get("gpu")) is None:
         connect.warm_up(given.get("cluster"))
     return handle
 

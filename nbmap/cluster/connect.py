@@ -62,7 +62,6 @@ LEAST = 64 << 20  # bytes of memory that a worker process may be given
 _lock = threading.RLock()
 _chosen: list[Any] = []  # what `connect` was given, the last one counts
 _transports: dict[str, Any] = {}  # by scheduler address
-_gpu_transports: dict[int, Any] = {}  # by the client that they use
 _own: LocalOwn | None = None
 _own_gpus: OwnGPUs | None = None
 _nowhere: InProcess | None = None
@@ -465,18 +464,16 @@ def _own_gpus_or_cpu(gpu: GPURequest) -> Transport:
 def _their_gpus_or_cpu(transport: Any, gpu: GPURequest, patience: float) -> Transport:
     from .gpu_leases import GPUTransport
 
-    client = transport.client
-    found = _gpu_transports.get(id(client))
-    if found is None or not found.alive():
-        found = _gpu_transports[id(client)] = GPUTransport(client)
+    if transport.gpus is None:
+        transport.gpus = GPUTransport(transport.client)
     try:
-        found.require(gpu)
+        transport.gpus.require(gpu)
     except NoMatchingGPU:
         if gpu.or_cpu:
             return transport  # type: ignore[no-any-return]
         if not patience:
             raise
-    return found
+    return transport.gpus  # type: ignore[no-any-return]
 
 
 def _start_own(workers: int | None, threads: int | None, memory: str | None) -> LocalOwn:
@@ -805,16 +802,10 @@ def status() -> Status:
         if named is None or _is_local(named):
             return _own_status()
         transport: Any = _existing(named)
-        others = _gpu_transports.get(id(transport.client))
         told = transport.status()
-        gpus_ = others.status() if others is not None else {"leases": 0}
-        return Status(
-            transport.describe(),
-            told["workers"],
-            told["slots"],
-            told["leases"] + gpus_["leases"],
-            len(transport.jobs) + (len(others.jobs) if others is not None else 0),
-        )
+        both = [each for each in (transport, transport.gpus) if each is not None]
+        leases, runs = sum(each.held() for each in both), sum(len(each.jobs) for each in both)
+        return Status(transport.describe(), told["workers"], told["slots"], leases, runs)
 
 
 def _own_status() -> Status:

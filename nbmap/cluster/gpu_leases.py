@@ -18,7 +18,7 @@ from distributed import Client
 from ..engine.transport import Held, Job
 from ..errors import NoMatchingGPU
 from .gpu import GPU, GPURequest
-from .leases import REFRESH, DaskTransport
+from .leases import DaskTransport
 from .slots import Group, Slot, listed, slots_for, what_is_wrong
 from .stream import far_function
 
@@ -61,8 +61,6 @@ class GPUTransport(DaskTransport):
         self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
         self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
         self._dead: set[str] = set()  # workers whose process can't use its GPUs any more
-        self._looking = False
-        self._looked = 0.0
 
     # -- what there is
 
@@ -140,14 +138,17 @@ class GPUTransport(DaskTransport):
                 job.fail(NoMatchingGPU(self._why_none(job.gpu)))
         self.wake()
 
-    async def _refresh(self) -> None:
+    async def _count(self) -> None:
+        """Look at the workers, as other transports count their slots, now and again."""
+        if self._groups is not None:
+            self._groups.mend()
         try:
             looking = asyncio.get_running_loop().run_in_executor(None, self._look)
             self._saw(await asyncio.wait_for(looking, ASK))
         except (OSError, TimeoutError) as error:
             logger.info("the workers can't be looked at: %s", error)
         finally:
-            self._looking = False
+            self._counting = False
 
     # -- giving out
 
@@ -158,7 +159,7 @@ class GPUTransport(DaskTransport):
 
     def remark(self, job: Job) -> str:
         """Say that no GPU fits, and what is there."""
-        if not self._slots_of(job.gpu) and self._looked:
+        if not self._slots_of(job.gpu) and self._counted:
             gpus = [gpu for of in self._workers.values() for gpu in of]
             return f"waiting for gpu={str(job.gpu)!r}: the cluster has {listed(gpus)}"
         return self.trouble
@@ -220,22 +221,8 @@ class GPUTransport(DaskTransport):
         self._patient.pop(id(job), None)
         super().remove(job)
 
-    def tick(self) -> None:
-        """Look at the workers while there are runs."""
-        now = time.monotonic()
-        if self.jobs and not self.alive():
-            self._fail_all()
-            return
-        if self.jobs and not self._looking and now - self._looked > REFRESH:
-            if self._groups is not None:
-                self._groups.mend()
-            self._looking, self._looked = True, now
-            self._start(self._refresh())
-        self._look_for_quiet(now)
-
     def status(self) -> dict[str, Any]:
         """Return what there is, for people."""
         found = super().status()
-        found["slots"] = self.slots()
         found["workers"] = len(self._workers)
         return found

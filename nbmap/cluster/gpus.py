@@ -13,7 +13,7 @@ from ..errors import ClusterError, NoMatchingGPU
 from ..worker import gpus
 from .gpu import GPU, GPURequest
 from .gpu_leases import GPUTransport
-from .local import SHARE, Own
+from .local import SHARE, OwnCluster
 from .slots import Group, groups_for, what_is_wrong
 from .stream import far_function
 
@@ -50,7 +50,7 @@ def divided(request: GPURequest) -> list[Group]:
     return groups
 
 
-class OwnGPUs(Own):
+class OwnGPUs(OwnCluster):
     """Our own cluster of one process per group of GPUs; it grows by what is asked for.
 
     Args:

@@ -84,6 +84,7 @@ class DaskTransport(Transport):
         self._key = f"{LEASE_KEY}-{name[:12]}-"  # how the keys of our leases begin
         self.workers = Workers(client, self.engine, f"nbmap-ends-{name}", self._key)
         self._condemned: dict[str, bool] = {}  # processes that we end -> whether it is unsure why
+        self.gpus: DaskTransport | None = None  # of leases on the GPUs of this cluster
         self._mended = 0.0
         self._grows_to = grows_to
         self._streams = Streams(client, stream)
@@ -424,9 +425,6 @@ class DaskTransport(Transport):
         elif not self._counting and self.jobs and now - self._counted > REFRESH:
             self._counting, self._counted = True, now
             self._start(self._count())
-        self._look_for_quiet(now)
-
-    def _look_for_quiet(self, now: float) -> None:
         quiet = [h.worker for h in self.leases.values() if h.chunks and now - h.heard > QUIET]
         self.workers.look(quiet, self._missing)
 

@@ -78,7 +78,7 @@ def _need_cryptography() -> None:
         raise ClusterError(msg)
 
 
-class Own:
+class OwnCluster:
     """A cluster of our own, the client that we use it with, and the transport over both.
 
     Args:
@@ -165,7 +165,7 @@ class Own:
         await asyncio.gather(*(nanny.close(timeout=FORCE) for nanny in nannies))
 
 
-class LocalOwn(Own):
+class LocalOwn(OwnCluster):
     """Our own cluster of processes on this machine's cores.
 
     Args:

@@ -919,7 +919,7 @@ class Driver:
         since = self.transport.waiting_since
         if since is not None and _clock() - since > 1:
             return f"waiting for workers for {_clock() - since:.0f} s"
-        have = self.transport.held_for(self)
+        have = self.transport.held(self)
         settled = _clock() - self._made > SETTLED  # before, leases may be on their way
         if self.limit and settled and slots and have < self.limit <= self.wanted():
             return f"{have} of {self.limit}: the cluster has {have} {self.transport.places}"

@@ -310,10 +310,10 @@ class Transport(ABC):
         """Tell whether a run's inputs may run on a lease."""
         return True
 
-    def held_for(self, job: Job) -> int:
-        """Return how many leases there are that a run's inputs may run on."""
+    def held(self, job: Job | None = None) -> int:
+        """Return how many leases there are, all or those that a run's inputs may run on."""
         there = [held for held in self.leases.values() if held.state in {"open", "paused"}]
-        return sum(self.fits(job, held) for held in there)
+        return sum(job is None or self.fits(job, held) for held in there)
 
     def remark(self, job: Job) -> str:  # noqa: ARG002 - here it is the same for all
         """Return one plain sentence about what keeps a run from being worked for, or ""."""
@@ -769,7 +769,7 @@ class Transport(ABC):
 
     def status(self) -> dict[str, Any]:
         """Return what there is, for people."""
-        return {"leases": sum(h.state in {"open", "paused"} for h in self.leases.values())}
+        return {"leases": self.held()}
 
 
 def mismatch(hello: Hello) -> VersionMismatch | None:

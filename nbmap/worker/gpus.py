@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 _DRIVER = "libnvidia-ml.so.1"
 _CUDA = "libcuda.so.1"
 _HIDDEN = "CUDA_VISIBLE_DEVICES"
+_NOT_INITIALIZED = 3  # what CUDA says before its first use in a process
 _GIB = 1 << 30
 _FULL = re.compile(
     r"out.?of.?memory|MemoryAllocation|RESOURCE_EXHAUSTED|ALLOC_FAILED", re.IGNORECASE
@@ -56,8 +56,8 @@ def look(worker: object = None) -> dict[str, Any]:  # noqa: ARG001 - Dask gives 
     Returns:
         `gpus`: [UUID, name, bytes of memory or None, of a slice bytes of its GPU or None] of each,
         in the order in which CUDA numbers them in this process; `lost`: how many of the machine's
-        have ceased to answer; `host`: the machine; `why`: there is no GPU; `certain`: whether there
-        is none then, or none could be looked at.
+        have ceased to answer; `why`: there is no GPU; `certain`: whether there is none then, or
+        none could be looked at.
     """
     found: list[list[Any]] = []
     why, certain, lost = "", True, 0
@@ -67,7 +67,7 @@ def look(worker: object = None) -> dict[str, Any]:  # noqa: ARG001 - Dask gives 
         why, certain = str(none), none.certain
     except Exception as error:
         why, certain = f"the GPUs can't be looked at: {error!r}", False
-    return {"gpus": found, "lost": lost, "host": platform.node(), "why": why, "certain": certain}
+    return {"gpus": found, "lost": lost, "why": why, "certain": certain}
 
 
 def used(uuids: list[str]) -> list[dict[str, Any]]:
@@ -82,6 +82,13 @@ def used(uuids: list[str]) -> list[dict[str, Any]]:
         return [_figures(nvml, uuid) for uuid in uuids]
     except NotSeen:
         return [{} for _ in uuids]
+
+
+def in_use(figures: dict[str, Any]) -> str:
+    """Return figures of `used` as "79.2 of 80.0 GiB in use"; "" where a GPU does not tell."""
+    if not figures.get("total"):
+        return ""
+    return f"{figures['used'] / _GIB:.1f} of {figures['total'] / _GIB:.1f} GiB in use"
 
 
 def why_unfit(worker: object = None) -> str:  # noqa: ARG001 - Dask gives it
@@ -122,9 +129,6 @@ def is_dead() -> bool:
         return False
 
 
-_NOT_INITIALIZED = 3
-
-
 def tidy() -> None:
     """Give the memory back that frameworks keep of what is not used any more."""
     gc.collect()
@@ -149,11 +153,10 @@ def memory_in_words(uuids: list[str]) -> str:
         for uuid in uuids:
             figures = _figures(nvml, uuid)
             name = nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByUUID(uuid))
-            if figures.get("total"):
+            if full := in_use(figures):
                 n = figures["processes"] or 0
                 by = f" by {n} process{'es' if n != 1 else ''}" if n else ""
-                full, total = figures["used"] / _GIB, figures["total"] / _GIB
-                told.append(f"{name}: {full:.1f} of {total:.1f} GiB in use{by}")
+                told.append(f"{name}: {full}{by}")
             else:
                 told.append(f"{name}, which does not tell its memory")
         return "; ".join(told)

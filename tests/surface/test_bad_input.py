@@ -179,13 +179,20 @@ def test_s10_wrong_kwargs_are_refused(transport, kwargs):
         nbmap.remote(work).map([1], kwargs=kwargs)
 
 
+LOCKS = {
+    "lock": threading.Lock,
+    "asyncio.lock": asyncio.Lock,
+    "asyncio.condition": asyncio.Condition,
+    "asyncio.semaphore": asyncio.Semaphore,
+    "asyncio.event": asyncio.Event,
+}
+
+
 def closing_over(kind, folder, client):
     if kind == "file":
         thing = (folder / "open.txt").open("w")
-    elif kind == "client":
-        thing = client
     else:
-        thing = getattr(threading if kind == "lock" else asyncio, kind.title().rpartition(".")[2])()
+        thing = client if kind == "client" else LOCKS[kind]()
 
     def use(x):
         record(str(folder), x)
@@ -194,11 +201,7 @@ def closing_over(kind, folder, client):
     return use, thing
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["lock", "file", "client"]
-    + [f"asyncio.{name}" for name in ("lock", "condition", "semaphore", "event")],
-)
+@pytest.mark.parametrize("kind", ["file", "client", *LOCKS])
 def test_f4_what_cannot_be_sent_is_named_when_map_is_called(transport, tmp_path, dask_client, kind):
     """A function closing over a lock, an open file or a Dask client names the variable.
 
