@@ -58,3 +58,13 @@ def comms():
     """Return the comms of the widgets in this process."""
     module = sys.modules.get("comm")
     return {("comm", x): f"comm {x}" for x in module.get_comm_manager().comms} if module else {}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say last what each failure was: what precedes it may be too long for a log to keep."""
+    for kind in ("failed", "error"):
+        for report in terminalreporter.getreports(kind):
+            lines = [x for x in str(report.longrepr).splitlines() if x.startswith("E  ")]
+            terminalreporter.write_line(f"{report.nodeid} ({report.when}):")
+            for line in lines[-20:]:
+                terminalreporter.write_line(line[:300])

@@ -167,8 +167,8 @@ class Workers:
 
     async def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call one of the client's functions; return None where it fails or takes too long."""
-        asking = asyncio.get_running_loop().run_in_executor(None, function, *args)
-        try:
+        try:  # where the process ends, there is nobody left to ask
+            asking = asyncio.get_running_loop().run_in_executor(None, function, *args)
             return await asyncio.wait_for(asking, ASK)
         except Exception as error:
             logger.info("%s: no answer: %r", function.__name__, error)

@@ -554,7 +554,10 @@ class Driver:
         self._apply(self._state.handle(yielded))
 
     def _began(self, message: Mark) -> None:
+        new = not self._state.loaded
         self._apply(self._state.handle(state.Began(message.chunk, message.index)))
+        if new and not self.over:  # other processes have waited for this
+            self.transport.wake()
         if self.rules.timeout:
             self._watch(message.chunk, message.index, _clock())
 

@@ -428,9 +428,11 @@ class RunState:
         self.slots = max(1, event.slots)
         if self.ending:
             return
-        if self.suspects and self.unstarted and not self.loaded:
-            if event.alone and not self.flights:  # others that load it now tell as much
-                start = self.suspects[0][0]
+        if self.unstarted and not self.loaded and (self.suspects or self.ready):
+            # Where inputs were handed back while it took long to load, there are no suspects.
+            if event.alone == bool(self.suspects) and not self.flights:
+                # Others that load it now would tell as much.
+                start = (self.suspects or self.ready)[0][0]
                 self._send(event, start, start, out, careful=True)
             return
         if event.alone:

@@ -64,7 +64,6 @@ DEPTH = 2  # chunks that a lease may have: one that runs, one that waits
 IDLE = 2.0  # seconds after which an idle lease is given back
 TICK = 0.25
 TRIED = 2  # processes that get a function before it is known that it can be loaded
-TRYING = 1.0  # seconds that the others wait for that
 ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
 
 ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
@@ -223,7 +222,6 @@ class Held:
     pid: int = 0
     worker: str = ""
     heard: float = 0.0  # when it sent something last
-    given: float = 0.0  # when it last got a chunk while it had none
     chunks: deque[int] = field(default_factory=deque)
     known: set[str] = field(default_factory=set)
     owed: int = 0
@@ -394,13 +392,13 @@ class Transport(ABC):
         return others < self.limit(job) and (job.loaded or self._may_try(job, held))
 
     def _may_try(self, job: Job, held: Held) -> bool:
-        """Not all processes of a large cluster are to die of a function that none survives."""
-        trying = [(lease, lease.chunks) for lease in self.leases.values() if lease.chunks]
-        mine = [h for h, chunks in trying if any(self._is_of(job, chunk) for chunk in chunks)]
-        processes = {h.process for h in mine}
-        first = min((h.given for h in mine), default=0.0)
-        late = bool(mine) and _clock() - first > TRYING
-        return len(processes | {held.process}) <= TRIED or late
+        """Not all processes of a large cluster are to die of a function that none survives.
+
+        However long it takes to load: the first that has loaded it says so at once.
+        """
+        chunks = ((lease.process, lease.chunks) for lease in self.leases.values())
+        trying = {process for process, mine in chunks if any(self._is_of(job, c) for c in mine)}
+        return len(trying | {held.process}) <= TRIED
 
     def _is_of(self, job: Job, chunk: int) -> bool:
         route = self.routes.get(chunk)
@@ -518,7 +516,7 @@ class Transport(ABC):
             held.link.send(Load(job.blob.digest, job.blob.sources, job.blob.frames))
         if not held.chunks:
             held.still = 0.0
-            held.heard = held.given = _clock()
+            held.heard = _clock()
         held.chunks.append(chunk)
         self.routes[chunk] = (held, job)
         self.using[job.handle][held.name] += 1

@@ -168,6 +168,11 @@ class Process:
             self._blobs.move_to_end(message.digest)
             self._users.setdefault(message.digest, set()).add(lease.id)
 
+    def has(self, digest: str) -> bool:
+        """Tell whether a function has been loaded."""
+        with self._lock:
+            return not isinstance(self._blobs[digest], Load)
+
     def function(self, digest: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         """Return a function and its constant arguments; loaded once a process."""
         with self._lock:
@@ -386,11 +391,14 @@ class Lease:
                 todo.clear()
         self.busy = True
         self._began = self._told_at = started = _clock()
+        new = not self.process.has(work.digest)
         try:
             function, kwargs = self.process.function(work.digest)
         except BaseException as error:
             self._refuse(work, todo, error)
         else:
+            if new:  # other processes wait to hear that it can be loaded
+                self._mark(work, work.start, wait=True)
             call = attempt.caller(function, kwargs, work.style, self._coroutines)
             started = self._began = self._told_at = _clock()
             self._run_inputs(work, todo, call, function)

@@ -326,6 +326,55 @@ def test_f3_a_function_whose_loading_kills_its_process_ends_the_run(cluster, fol
     assert list(nbmap.remote(give).map(range(5))) == [*range(5)]
 
 
+def test_f3_a_function_that_is_slow_to_load_and_then_kills_its_process(existing, folder):
+    """Of six workers three are lost at most, however long the function takes to load."""
+
+    class Slow:
+        def __reduce__(self):
+            return load_and_die, (folder,)
+
+    def load_and_die(where):
+        import os
+        import time
+
+        time.sleep(2.5)
+        record(where, "loaded")
+        os._exit(3)
+
+    model = Slow()
+    handle = nbmap.remote(lambda x: (model, x), cluster=existing(workers=6, threads=1))
+    run = handle.map(range(50), return_exceptions=True)
+    assert run.wait(60)
+    assert len(recorded(folder)) <= 3
+    assert [(line.index, line.kind) for line in run.failures] == [(i, "lost") for i in range(50)]
+
+
+def test_f3_a_function_that_is_slow_to_load_is_loaded_everywhere_once_it_can_be(existing, folder):
+    """The other workers do not wait for its first output, only until one has loaded it."""
+
+    class Slow:
+        def __reduce__(self):
+            return load, ()
+
+    def load():
+        import time
+
+        time.sleep(1)
+        return 1
+
+    def use(x):
+        assert model == 1
+        record(folder, x)
+        await_file(folder, "go")
+        return x
+
+    model = Slow()
+    run = nbmap.remote(use, cluster=existing(workers=4, threads=1)).map(range(4))
+    wait_until(lambda: len(recorded(folder)) == 4)
+    touch(folder, "go")
+    assert run.results() == [0, 1, 2, 3]
+
+
 # --- F1 and F2: the nastiest of tests/surface/test_failures.py, on both kinds of cluster ---------
 
 

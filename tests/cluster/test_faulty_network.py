@@ -5,7 +5,7 @@ import random
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -159,17 +159,23 @@ def test_f11_encrypted_streams_of_our_own_cluster_that_are_cut(folder, own, kind
     rng, cuts = random.Random(11), []
 
     def cut():
+        """Cut a connection; return whether it was one to a worker, and there until then."""
         there = psutil.Process().net_connections("tcp")
         descriptors = [c.fd for c in there if c.raddr and c.raddr.port in ports]
-        if descriptors:
-            with socket.socket(fileno=os.dup(rng.choice(descriptors))) as connection:
+        with (
+            suppress(OSError, IndexError),
+            socket.socket(fileno=os.dup(rng.choice(descriptors))) as connection,
+        ):
+            if connection.getpeername()[1] in ports:  # its number may be another's by now
                 connection.shutdown(socket.SHUT_RDWR)
                 cuts.append(connection)
+                return True
+        return False
 
     def again_and_again():
         for at in range(1, 11):
             wait_until(lambda at=at: run.done() or run.counts["done"] > at * n // 12, 60)
-            cut()
+            wait_until(cut)
 
     run = make("local", folder, mixed).map(range(n))
     thread = threading.Thread(target=again_and_again)
