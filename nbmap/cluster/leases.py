@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from distributed import Client
 
 from ..engine.model import Message
-from ..engine.transport import ENDED, UNSURE, Held, Transport
+from ..engine.transport import ENDED, Fate, Held, Transport
 from ..errors import ClusterError, ClusterLost, RunError
 from .far import LEASE_KEY, CommLink
 from .stream import Place, Streams, far_function
@@ -34,6 +34,7 @@ EOF = 1.0  # seconds in which the stream to a worker that has died ends by itsel
 FAILED = 5  # leases in a row that fail to start before the runs end
 QUIET = 5.0  # seconds without a message from a lease that works, before its worker is asked for
 ALIVE = 1.0  # seconds in which a process answers that has its Python lock
+ANSWERS = 5.0  # the same, where that can't be ended but only left, with all that it runs
 AGAIN = 0.2  # seconds after which what failed over a network is tried again
 UNKNOWN = 10.0  # seconds after which nobody asks any more what became of a process
 
@@ -357,42 +358,59 @@ class DaskTransport(Transport):
 
     # -- ending functions that do not stop
 
-    def force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
+    def force(self, chunks: list[int], then: Callable[[dict[int, Fate]], None]) -> None:
         """End the processes of chunks that did not stop when asked, where they are ours to end."""
         self._start(self._force(chunks, then))
 
-    async def _force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
+    async def _force(self, chunks: list[int], then: Callable[[dict[int, Fate]], None]) -> None:
         at: dict[str, Held] = {}  # a lease of each process
         for chunk in chunks:
             if chunk in self.routes:
                 held = self.routes[chunk][0]
                 at[held.process] = held
-        told = await asyncio.gather(*(self._fate(held, chunks) for held in at.values()))
-        fates = dict(zip(at, told, strict=True))
+        told = await asyncio.gather(*(self._judge(held, chunks) for held in at.values()))
+        fates = {process: fate for process, (fate, _) in zip(at, told, strict=True)}
         still = {c: self.routes[c][0].process for c in chunks if c in self.routes}
         then({chunk: fates.get(still.get(chunk, ""), ENDED) for chunk in chunks})
-        for process, fate in fates.items():
-            held = at[process]
-            condemned = process in self._condemned
-            if fate in {ENDED, UNSURE} and process in still.values() and not condemned:
-                self._condemned[process] = fate == UNSURE
+        for (process, held), (fate, answers) in zip(at.items(), told, strict=True):
+            if process not in still.values() or process in self._condemned:
+                continue
+            if not fate.where:
+                self._condemned[process] = not fate.sure
                 if not await self.workers.end(held.worker, held.pid):
                     self._condemned.pop(process, None)
                     logger.warning("the process %s of %s was not ended", held.pid, held.worker)
+            elif not answers:
+                self._leave(process, held.worker)
 
-    async def _fate(self, held: Held, chunks: list[int]) -> str:
-        if not await self.workers.may_end(held.worker):
-            return held.worker
+    async def _judge(self, held: Held, chunks: list[int]) -> tuple[Fate, bool]:
+        """Return what becomes of chunks in a lease's process, and whether that answers."""
+        ours = await self.workers.may_end(held.worker)
         inside = [h for h in self.leases.values() if h.process == held.process and h.chunks]
+        alone = all(h.chunks[0] in chunks for h in inside)
         place = self._at.get(held.name)
-        if place is None or all(h.chunks[0] in chunks for h in inside):
-            return ENDED
+        if place is None or (ours and alone):
+            return ENDED, True
         # Where a function holds Python's lock nobody else in the process can end in time.
-        alive = self._streams.process_alive(place, held.process)
+        asking = self._streams.process_alive(place, held.process)
         try:
-            return ENDED if await asyncio.wait_for(alive, ALIVE) else UNSURE
+            answers = bool(await asyncio.wait_for(asking, ALIVE if ours else ANSWERS))
         except TimeoutError:
-            return UNSURE
+            answers = False
+        return Fate("" if ours else held.worker, sure=answers or alone), answers
+
+    def _leave(self, process: str, worker: str) -> None:
+        """Give the leases up of a process in which nothing runs, and that is not ours to end."""
+        reason = f"the worker {worker} does not answer: something in it holds Python's lock"
+        together = [held for held in self.leases.values() if held.process == process]
+        self.lose(together, died=True, reason=reason, charge=False)
+        for held in together:
+            if isinstance(held.link, CommLink):
+                held.link.abort()
+            held.forget_stream()
+            self.gone(held)
+        if not self._some_open():
+            self._unreached, self.trouble = worker, reason
 
     def _fail_all(self) -> None:
         self.fail(

@@ -52,11 +52,12 @@ from .outcomes import EMPTY, Outcomes, Sealed
 from .pickling import Unloadable, concat, cut, load_or_error, parts, safe_repr, unpack
 from .reading import Reader, Refused, pickle_inputs
 from .streams import Segment, Streams
-from .transport import ENDED, UNSURE, Loss, Transport
+from .transport import ENDED, Fate, Loss, Transport
 
 PRINTS = 16 << 20  # characters of prints that a run keeps
 _NOT_KEPT = f"\n…[the inputs of this run have printed over {PRINTS >> 20} MB: no more is kept]…\n"
 PROMPT = 0.1  # seconds that a function which was asked to stop keeps its place
+SECOND = 1.0  # seconds of grace for an input that had all of it once
 KEPT_INPUTS = 64 << 20  # bytes of inputs that are kept though they are done
 SETTLED = 2.0  # seconds after which a run has the leases that it is going to have
 FAILURES = 1000  # failures that a run keeps for its view, whether or not it keeps outcomes
@@ -184,6 +185,7 @@ class Driver:
         self.ledger: list[tuple[int, int, str, float]] = []  # input, how many, worker, seconds
         self._given_up: set[int] = set()  # chunks whose functions did not stop when asked
         self._still: list[str] = []  # workers where such functions go on
+        self._unsure: set[int] = set()  # inputs whose grace was over when nobody knew who held on
         self._graced = False  # what was to stop has had its time
         self._spoiled: dict[int, Failure] = {}  # generators of which an output can't be loaded
         self._reader = Reader(transport.engine, inputs, keep=keep)
@@ -567,7 +569,8 @@ class Driver:
         if self.over or flight is None or not flight.pos <= index < flight.stop:
             return
         own = _clock() - began - self.transport.still(flight.lease)
-        left = self.rules.timeout + self.rules.grace - own
+        grace = self.rules.grace if index not in self._unsure else min(self.rules.grace, SECOND)
+        left = self.rules.timeout + grace - own
         if left > 0:
             self.transport.engine.loop.call_later(left, self._watch, chunk, index, began)
             return
@@ -578,21 +581,22 @@ class Driver:
         self._given_up.add(chunk)
         self.transport.force([chunk], lambda fates: self._given(chunk, index, fates[chunk]))
 
-    def _given(self, chunk: int, index: int, fate: str) -> None:
+    def _given(self, chunk: int, index: int, fate: Fate) -> None:
         flight = self._state.flights.get(chunk)
         if self.over or flight is None or not flight.pos <= index < flight.stop:
             return
-        if fate == UNSURE and index not in self.singled:
-            return  # its process ends; then it is tried alone
+        if not fate.sure and index not in self.singled:
+            self._unsure.add(index)
+            return  # its process is ended or left; then it is tried alone
         self._goes_on(fate)
         self._apply(self._state.handle(state.Overdue(chunk, index)))
         if not self.over:
             self.transport.wake()
 
-    def _goes_on(self, fate: str) -> None:
+    def _goes_on(self, fate: Fate) -> None:
         """Note where a function goes on whose outcome was given."""
-        if fate not in {ENDED, UNSURE}:
-            self._still.append(fate)
+        if fate.where:
+            self._still.append(fate.where)
 
     def _again(self, index: int) -> None:
         if not self.over:
@@ -807,7 +811,7 @@ class Driver:
             self._given_up.update(chunks)
             self.transport.force(chunks, self._end_grace)
 
-    def _end_grace(self, fates: dict[int, str]) -> None:
+    def _end_grace(self, fates: dict[int, Fate]) -> None:
         if not self.over:
             for chunk in self._state.flights:
                 self._goes_on(fates.get(chunk, ENDED))

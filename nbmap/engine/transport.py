@@ -67,9 +67,6 @@ TRIED = 2  # processes that get a function before it is known that it can be loa
 ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
 
 ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
-# What becomes of a function that did not stop when asked; or the address where it goes on.
-ENDED = ""
-UNSURE = "?"  # it or another one in its process keeps all of them from going on
 WORKING = frozenset({"asked", "open", "paused", "silent"})  # states of leases that are to be had
 
 _clock = time.monotonic
@@ -195,6 +192,23 @@ class Loss:
     charge: bool = True  # whether it counts as a death that its inputs may have caused
     begun: bool = True  # whether it may have started inputs of which nothing was told
     death: int = 0  # leases that ended together with their process share it
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a function that did not stop when asked.
+
+    Args:
+        where: the worker where it goes on; "" where its process ends.
+        sure: whether it is known to be this one, and not another one in its process that keeps all
+            of them from going on.
+    """
+
+    where: str = ""
+    sure: bool = True
+
+
+ENDED = Fate()
 
 
 class NearLink(Protocol):
@@ -599,17 +613,17 @@ class Transport(ABC):
         if held is not None and held.link is not None:
             held.link.send(Stop(chunk, index))
 
-    def force(self, chunks: list[int], then: Callable[[dict[int, str]], None]) -> None:
+    def force(self, chunks: list[int], then: Callable[[dict[int, Fate]], None]) -> None:
         """End the processes of chunks that did not stop when asked, where they are ours to end.
 
         Here none is.
 
         Args:
             chunks: that are with a lease, or have ended meanwhile.
-            then: is called with what becomes of each: `ENDED`, `UNSURE`, or where it goes on.
+            then: is called with what becomes of each.
         """
         routes = {chunk: self.routes.get(chunk) for chunk in chunks}
-        then({chunk: route[0].worker if route else ENDED for chunk, route in routes.items()})
+        then({chunk: Fate(route[0].worker) if route else ENDED for chunk, route in routes.items()})
 
     def silent_workers(self) -> dict[str, float]:
         """Return for how many seconds workers have been silent that should not be."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed import Client
 from helpers.processes import wait_until
 
 import nbmap
@@ -64,13 +65,22 @@ def test_f13_code_that_holds_pythons_lock_times_out(anywhere, folder):
     assert [(f.index, f.kind) for f in run.failures] == [(2, "timeout")]
 
 
-@pytest.fixture(params=["own", "existing"])
+@pytest.fixture(params=["own", "existing", "not ours to end"])
 def shared_processes(request):
     """Yield handle options with which four inputs run at once and share their processes."""
     if request.param == "own":
         request.getfixturevalue("own")
-        return {"concurrency": 4}
-    return {"cluster": request.getfixturevalue("existing")(workers=1, threads=4)}
+        yield {"concurrency": 4}
+        return
+    cluster = request.getfixturevalue("existing")
+    if request.param == "existing":
+        yield {"cluster": cluster(workers=1, threads=4)}
+        return
+    cluster = cluster(workers=3, threads=2)
+    with Client(cluster, set_as_default=False) as other:
+        theirs = other.scatter([1], broadcast=True)
+        yield {"cluster": cluster, "concurrency": 6}
+        assert other.gather(theirs, errors="skip") == [1]
 
 
 def test_f13_innocents_beside_a_function_that_holds_the_lock_succeed(shared_processes, folder):
@@ -148,8 +158,6 @@ def test_f12_a_run_with_too_many_failures_ends_though_a_function_does_not_stop(o
 
 def test_what_others_have_on_a_worker_is_not_lost(existing, folder):
     """A process with somebody else's result stays; the view says where the function goes on."""
-    from distributed import Client
-
     cluster = existing(workers=1, threads=2)
     with Client(cluster, set_as_default=False) as other:
         theirs = other.submit(os.getpid, pure=False)
