@@ -162,7 +162,7 @@ class GPUTransport(DaskTransport):
         if not self._slots_of(job.gpu) and self._counted:
             gpus = [gpu for of in self._workers.values() for gpu in of]
             return f"waiting for gpu={str(job.gpu)!r}: the cluster has {listed(gpus)}"
-        return self.trouble
+        return super().remark(job)
 
     def _may(self, job: Job, held: Held) -> bool:
         return super()._may(job, held) and not self._is_taken(held)

@@ -64,6 +64,7 @@ DEPTH = 2  # chunks that a lease may have: one that runs, one that waits
 IDLE = 2.0  # seconds after which an idle lease is given back
 TICK = 0.25
 TRIED = 2  # processes that get a function before it is known that it can be loaded
+PAUSED = "Dask has paused the workers: it gives them nothing while their memory is nearly full"
 ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
 
 ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
@@ -327,9 +328,14 @@ class Transport(ABC):
         there = [held for held in self.leases.values() if held.state in {"open", "paused"}]
         return sum(job is None or self.fits(job, held) for held in there)
 
-    def remark(self, job: Job) -> str:  # noqa: ARG002 - here it is the same for all
+    def remark(self, job: Job) -> str:
         """Return one plain sentence about what keeps a run from being worked for, or ""."""
-        return self.trouble
+        if self.trouble:
+            return self.trouble
+        states = {held.state for held in self.leases.values() if self.fits(job, held)}
+        if "paused" in states and not states & {"open", "aside", "last"}:
+            return PAUSED
+        return ""
 
     def ensure(self) -> None:
         """Ask for leases while runs want more than there are."""

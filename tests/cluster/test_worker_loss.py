@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from distributed import get_worker
+from distributed import Client, get_worker
+from distributed.core import Status
 from helpers import dasks
 from helpers.faulty import free_port, hangs_up
 from helpers.files import await_file, there, touch
@@ -277,9 +278,6 @@ def test_f8_a_process_of_our_own_cluster_that_is_stopped_for_a_while_goes_on(fol
 
 def test_a_paused_worker_is_given_nothing_until_it_goes_on(existing, folder):
     """A worker that Dask pauses for its memory gets no lease; the other one does all."""
-    from distributed import Client
-    from distributed.core import Status
-
     # Without a limit, or Dask would see that there is memory and let it go on.
     cluster = existing(workers=2, memory_limit=0)
 
@@ -304,6 +302,33 @@ def test_a_paused_worker_is_given_nothing_until_it_goes_on(existing, folder):
             return os.getpid()
 
         assert set(nbmap.remote(meet, cluster=cluster).map(range(2))) == set(pids.values())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_f9_a_run_says_that_all_workers_are_paused(existing, folder, before):
+    """Whether it had begun before or not; it goes on as they do."""
+    cluster = existing(workers=2, memory_limit=0)
+
+    def pause(status, dask_worker):
+        dask_worker.status = status
+
+    def work(x):
+        await_file(folder, "go")
+        return x
+
+    with Client(cluster, set_as_default=False) as client:
+        handle = nbmap.remote(work, cluster=cluster)
+        runs = [handle.map(range(20))]
+        wait_until(lambda: runs[0].counts["running"] == 2)
+        client.run(pause, status=Status.paused)
+        if not before:
+            runs.append(handle.map(range(20)))
+        wait_until(lambda: "paused the workers" in runs[-1].snapshot().note)
+        touch(folder, "go")
+        wait_until(lambda: runs[-1].counts["running"] == 0)
+        assert "paused the workers" in runs[-1].snapshot().note
+        client.run(pause, status=Status.running)
+        assert [run.results() for run in runs] == [[*range(20)]] * len(runs)
 
 
 def test_f8_the_view_says_since_when_a_worker_is_silent(two_workers, folder, monkeypatch):
