@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from distributed import Client
 
 from ..engine.model import Message
-from ..engine.transport import ENDED, Fate, Held, Transport
-from ..errors import ClusterError, ClusterLost, RunError
+from ..engine.transport import ENDED, Fate, Held, Transport, own_failure
+from ..errors import ClusterError, ClusterLost
 from .far import LEASE_KEY, CommLink
 from .stream import Place, Streams, far_function
 from .workers import Workers
@@ -124,12 +124,7 @@ class DaskTransport(Transport):
             error = None if task.cancelled() else task.exception()
             if error is not None:
                 logger.error("nbmap's own part failed", exc_info=error)
-                self.fail(
-                    RunError(
-                        f"nbmap has failed ({error!r}), and not your code; what was done is on the "
-                        "run. Please report the traceback that it logged"
-                    )
-                )
+                self.fail(own_failure(error))
                 if held is not None and self.leases.get(held.name) is held:
                     self.lose([held], died=False, reason="nbmap has failed")
                     held.forget_stream()

@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from distributed import LocalCluster, Security
 from distributed.core import Status
 
 from ..engine.memory import memory_limit
-from ..errors import ClusterError, ClusterLost
+from ..errors import ClusterError, ClusterLost, RunError
 from ..view import render
 from .client import connected
 from .leases import DaskTransport
@@ -67,6 +68,19 @@ class _Recent(logging.Handler):
 
 # What distributed says of our own cluster goes here instead of into the user's terminal.
 recent = _Recent()
+
+
+_clusters: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _keep_after_fork() -> None:
+    """In a forked child: have Dask not try for ten seconds to close at exit what is the parent's."""
+    for cluster in _clusters:
+        cluster.shutdown_on_close = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_after_fork)
 
 
 def _need_cryptography() -> None:
@@ -122,6 +136,7 @@ class OwnCluster:
             msg = f"nbmap's own cluster could not be started: {error}"
             raise ClusterError(msg) from error
         self._client = connected(self._cluster)
+        _clusters.add(self._cluster)
         self.transport = transport(self._client)
         self._closed = False
 
@@ -144,8 +159,9 @@ class OwnCluster:
         self._closed = True
         engine = self.transport.engine
         error = ClusterLost("nbmap's own cluster was stopped")
-        engine.wait_for(self.transport.fail, error)
-        engine.wait_for(self.transport.quit)
+        with contextlib.suppress(RunError):  # after a reload of nbmap's modules
+            engine.wait_for(self.transport.fail, error)
+            engine.wait_for(self.transport.quit)
         time.sleep(0.05)  # for the leases to hear of it
         with contextlib.suppress(Exception):
             self._client.close(timeout=CLOSE)

@@ -423,7 +423,12 @@ class Driver:
         """End the run: nothing more will come."""
         if not self.over:
             self.broken = error
-            self._apply(self._state.handle(state.Break()))
+            try:
+                self._apply(self._state.handle(state.Break()))
+            finally:
+                if not self.over:  # the state does not know it, after a reload of its module
+                    self._state.status = "broken"
+                    self._finish()
 
     def move(self, transport: Transport) -> None:
         """Use another transport from now on; nothing was sent yet."""

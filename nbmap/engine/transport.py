@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
@@ -70,6 +71,8 @@ ACKNOWLEDGE = 4 << 20  # bytes of outputs received before the lease is told
 ABOUT_A_CHUNK = (Out, Yield, Mark, Print, Back, Done, Ask)
 WORKING = frozenset({"asked", "open", "paused", "silent"})  # states of leases that are to be had
 
+LOADED = object()  # another one after a reload
+
 _clock = time.monotonic
 _chunks = count(1)
 _deaths = count(1)
@@ -80,15 +83,40 @@ class EngineLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(self._failed)
+        self.transports: weakref.WeakSet[Transport] = weakref.WeakSet()
         self._pid = os.getpid()
+        self._loaded = LOADED
         start_thread("nbmap-engine", self._run)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """End the runs where something of ours raised that was called on the loop.
+
+        They would wait for what it was to bring. It happens where nbmap's modules are reloaded, as
+        by autoreload after an upgrade: what one of them made, another does not know any more.
+        """
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        if error is not None and "handle" in context:  # not a task that somebody looks after
+            for transport in list(self.transports):
+                transport.fail(own_failure(error))
+
     def check(self) -> None:
-        """Raise where this process was forked: the thread has stayed behind, and never answers."""
+        """Raise where what this is asked for would never come.
+
+        In a process that was forked the thread has stayed behind. After a reload of nbmap's modules
+        what one of them made, another does not know any more.
+        """
+        if self._loaded is not LOADED:
+            msg = (
+                "nbmap's modules were reloaded after this was made, and can't use it any more: make "
+                "it again, or restart the kernel"
+            )
+            raise RunError(msg)
         if os.getpid() != self._pid:
             msg = (
                 f"this process was forked from the one that has nbmap's threads (pid {self._pid}), "
@@ -126,6 +154,15 @@ class EngineLoop:
         if len(told) > 1:
             raise told[1]
         return told[0]
+
+
+def own_failure(error: BaseException) -> RunError:
+    """Return what ends the runs where nbmap itself has failed."""
+    return RunError(
+        f"nbmap has failed ({error!r}), and not your code; what was done is on the run. If its "
+        "modules were reloaded or upgraded, restart the kernel; otherwise please report the "
+        "traceback that it logged"
+    )
 
 
 _engine: EngineLoop | None = None
@@ -271,6 +308,7 @@ class Transport(ABC):
         self.waiting_since: float | None = None  # that inputs wait and there is no lease
         self.returning: list[tuple[Held, int]] = []  # with chunks whose inputs would go on
         self._ticking = False
+        self.engine.call(self.engine.transports.add, self)
 
     # -- what a subclass has to do
 

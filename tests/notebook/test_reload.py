@@ -49,12 +49,28 @@ def goes_on(kernel):
 
 
 def test_f23_reloading_nbmap_leaves_a_run_going(kernel):
-    """With all its modules, as people do who work on it; and the magic still makes handles."""
+    """As people do who work on it; and the magic still makes handles."""
     kernel.printed("importlib.reload(nbmap)")
     goes_on(kernel)
     kernel.printed("%reload_ext nbmap")
     made = kernel.printed("%%remote\ndef f(x): return -x\nprint(list(f.map([1, 2])))")
     assert "[-1, -2]" in made
+
+
+RELOAD = """
+for name in [name for name in list(sys.modules) if name.partition(".")[0] == "nbmap"]:
+    importlib.reload(sys.modules[name])
+"""
+
+
+def test_f23_reloading_all_of_nbmaps_modules_ends_a_run_visibly(kernel):
+    """As autoreload does after an upgrade: the old run says why; handles and maps go on."""
+    kernel.printed(RELOAD)
+    kernel.printed('Path(FOLDER, "go").touch()')
+    told = kernel.printed("try: list(run)\nexcept nbmap.RunError as error: print(error)")
+    assert "nbmap's modules were reloaded after this was made" in told
+    told = kernel.printed("print(list(work.map(range(3))), list(nbmap.remote(abs).map([-1])))")
+    assert "[0, 1, 4] [1]" in told
 
 
 def test_f23_autoreload_of_the_users_module_leaves_a_run_going(kernel, tmp_path):

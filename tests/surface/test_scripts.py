@@ -140,6 +140,26 @@ print("all right")
 """
 
 
+FORK = """
+import os
+import sys
+
+@nbmap.remote
+def square(x):
+    return x * x
+
+def main():
+    assert list(square.map(range(4))) == [0, 1, 4, 9]
+    pid = os.fork()
+    if pid == 0:
+        print("not closed", flush=True)
+        sys.exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert list(square.map(range(4))) == [0, 1, 4, 9]
+    print("all right")
+"""
+
+
 def finish(command, folder):
     """Run a script to its end; return its output and errors."""
     done = subprocess.run(
@@ -181,6 +201,12 @@ def test_s19_ctrl_c_in_a_script_stops_the_functions(script, tmp_path):
         process.kill()
     assert out.splitlines() == ["cancelled", "all right"], (out, err)
     assert process.returncode == 0, err
+
+
+def test_f23_a_child_that_a_script_forks_ends_and_leaves_the_cluster(script, tmp_path):
+    """Its exit closes nothing that is its parent's, and does not wait for that."""
+    out, _ = finish(script(FORK), tmp_path)
+    assert out.splitlines() == ["not closed", "all right"], out
 
 
 def test_s18_empty_input_loads_no_dask(tmp_path):
