@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import uuid
 from queue import Empty
 from tempfile import TemporaryDirectory
 
@@ -107,11 +108,20 @@ class Kernel:
         self.client = client
         self.manager = manager
 
-    def run(self, text):
-        """Run a cell; return (the reply, the messages that it published)."""
-        return self.await_end(self.client.execute(text))
+    def run(self, text, *, page=False):
+        """Run a cell; return (the reply, the messages that it published).
 
-    def await_end(self, parent):
+        With `page` it has an id, as JupyterLab's cells do: then nbmap shows widgets, and they are
+        greeted as by JupyterLab's page.
+        """
+        if not page:
+            return self.await_end(self.client.execute(text))
+        content = {"code": text, "silent": False, "store_history": True, "allow_stdin": False}
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": "one"})
+        self.client.shell_channel.send(message)
+        return self.await_end(message["header"]["msg_id"], page=True)
+
+    def await_end(self, parent, *, page=False):
         """Wait for the end of a cell that was sent; return what `run` does."""
         published = []
         while True:
@@ -122,14 +132,19 @@ class Kernel:
             if kind == "status" and content["execution_state"] == "idle":
                 break
             published.append((kind, content))
+            if kind == "comm_open" and page and "run" in content["data"].get("state", {}):
+                body = {"type": "hello", "rid": uuid.uuid4().hex}
+                hello = {"run": content["data"]["state"]["run"], "body": body}
+                message = self.client.session.msg("nbmap_request", hello)
+                self.client.control_channel.send(message)
         while True:
             reply = self.client.get_shell_msg(timeout=60)
             if reply["parent_header"].get("msg_id") == parent:
                 return reply["content"], published
 
-    def printed(self, text):
+    def printed(self, text, *, page=False):
         """Run a cell that has to succeed; return what it printed and what it showed."""
-        reply, published = self.run(text)
+        reply, published = self.run(text, page=page)
         assert reply["status"] == "ok", reply
         parts = []
         for kind, content in published:

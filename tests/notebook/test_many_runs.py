@@ -7,7 +7,7 @@ from helpers.processes import wait_until
 
 SETUP = """
 %load_ext nbmap
-import collections, gc, os, threading
+import collections, gc, os, pathlib, threading, time
 import comm, nbmap, psutil
 me = psutil.Process()
 
@@ -27,6 +27,12 @@ def slow(x):
     import time
     time.sleep(0.02)
     return x
+
+@nbmap.remote(cluster={cluster!r})
+def wait(path):
+    import os, time
+    while not os.path.exists(path):
+        time.sleep(0.01)
 """
 
 # One of each: kept and failing, a generator left in the middle, a call, and one that is cancelled.
@@ -42,6 +48,22 @@ for _ in range({n}):
     run.wait()
     del run
 """
+
+# More than the kernel keeps the widgets of, at once, and for long enough to be shown.
+SHOWN = """
+path = pathlib.Path({path!r})
+comms = comm.get_comm_manager().comms
+before, until = len(comms), time.monotonic() + 30
+runs = [wait.map([str(path)]) for _ in range({n})]
+while len(comms) < before + 2 * {n} and time.monotonic() < until:  # each view has two
+    time.sleep(0.05)
+path.touch()
+for run in runs:
+    run.results()
+del run, runs
+path.unlink()
+"""
+KEPT = 20
 
 HELD = """
 gc.collect()
@@ -67,13 +89,17 @@ def held(kernel):
     return eval(text, {"Counter": lambda pairs: pairs})
 
 
-def hold_no_more(kernel, cluster, times):
+def hold_no_more(kernel, cluster, times, path):
     """Check that so many rounds of runs leave nothing behind."""
+    shown = SHOWN.format(path=str(path), n=KEPT + 5)
     kernel.printed(SETUP.format(cluster=cluster))
     kernel.printed(RUNS.format(n=WARM))
+    kernel.printed(shown, page=True)
     before = held(kernel)
+    assert before["comms"] >= KEPT
     for _ in range(times // 20):
         kernel.printed(RUNS.format(n=20))
+        kernel.printed(shown, page=True)
     # ipykernel closes what it has for threads that are gone every ten seconds.
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not more(before, held(kernel)), 30)
@@ -96,13 +122,13 @@ def more_than(before, after):
     return after > before
 
 
-def test_f24_after_many_runs_a_kernel_holds_what_it_held_after_a_few(new_kernel, cluster):
+def test_f24_after_many_runs_a_kernel_holds_what_it_held_after_a_few(new_kernel, cluster, tmp_path):
     """Threads, sockets, files, comms and processes are as many; its memory has hardly grown."""
-    hold_no_more(new_kernel(), cluster, 20)
+    hold_no_more(new_kernel(), cluster, 20, tmp_path / "go")
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_f24_after_two_hundred_runs_of_each_kind(new_kernel, cluster):
+def test_f24_after_two_hundred_runs_of_each_kind(new_kernel, cluster, tmp_path):
     """The same after ten times as many."""
-    hold_no_more(new_kernel(), cluster, 200)
+    hold_no_more(new_kernel(), cluster, 200, tmp_path / "go")
