@@ -1,5 +1,6 @@
 """What happens to a run when its workers do not stay."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -39,42 +40,53 @@ def test_f5_an_input_that_kills_its_worker_is_lost_alone(own, tmp_path):
     assert 2 <= len(deaths.read_text().split()) <= 3
 
 
+def run_out_of_memory():
+    """Take more and more of it."""
+    hog = []
+    while True:
+        hog.append(os.urandom(8 << 20))
+        time.sleep(0.02)
+
+
+DEATHS = {
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGSEGV": lambda: ctypes.string_at(0),
+    "exit code 3": lambda: os._exit(3),
+    "of a limit of 300 MiB": run_out_of_memory,
+}
+
+
+@pytest.mark.parametrize("how", DEATHS)
 @pytest.mark.parametrize("ours", [True, False])
-def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path, ours):
+def test_f5_three_neighbours_in_the_killers_process_succeed(existing, tmp_path, ours, how):
     """Three inputs inside their function in the same process of four threads all succeed."""
     nbmap.stop()
     if ours:
-        nbmap.start(workers=1)
+        nbmap.start(workers=1, memory="300MiB")
         options = {"concurrency": 4}
     else:
-        options = {"cluster": existing(workers=1, threads=4)}
+        options = {"cluster": existing(workers=1, threads=4, memory_limit="300MiB")}
     pids = tmp_path / "pids"
     pids.touch()
+    die = DEATHS[how]
 
     def work(x):
-        import os
-        import pathlib
-        import signal
-        import time
-
-        folder = pathlib.Path(tmp)
-        if x < 3:  # inside its function until the killer has come
-            (folder / f"in-{x}").touch()
-            while not (folder / "killed").exists():
+        if x < 3:  # inside its function until its process has died
+            (tmp_path / f"in-{x}").touch()
+            while pids.read_text().split()[:1] in ([], [str(os.getpid())]):
                 time.sleep(0.01)
         if x == 3:
-            while len(list(folder.glob("in-*"))) < 3:
+            while len(list(tmp_path.glob("in-*"))) < 3:
                 time.sleep(0.01)
-            with (folder / "pids").open("a") as file:
+            with pids.open("a") as file:
                 file.write(f"{os.getpid()}\n")
-            (folder / "killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return x
 
-    tmp = str(tmp_path)
     out = list(nbmap.remote(work, **options).map(range(24), return_exceptions=True))
 
     assert isinstance(out[3], nbmap.WorkerLost)
+    assert how in str(out[3])
     assert out[:3] + out[4:] == [*range(3), *range(4, 24)]
     assert len(pids.read_text().split()) <= 3
 

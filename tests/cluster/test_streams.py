@@ -128,12 +128,19 @@ def stalled(run, folder, name="yielded"):
     wait_until(same)
 
 
-@pytest.mark.parametrize("kind", ["many small items", "arrays of 8 MB"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "many small items",
+        "arrays of 8 MB",
+        pytest.param("a million small items", marks=pytest.mark.chaos),
+    ],
+)
 def test_f17_memory_is_flat_while_a_consumer_is_slow(anywhere, tmp_path, kind):
     """Of endless generators a bounded number of outputs is under way; all come in order."""
     import numpy as np
 
-    small = kind == "many small items"
+    small = "small" in kind
 
     @nbmap.remote(cluster=anywhere)
     def work(x):
@@ -160,7 +167,7 @@ def test_f17_memory_is_flat_while_a_consumer_is_slow(anywhere, tmp_path, kind):
     pids = [os.getpid(), *workers]
     stalled(run, tmp_path)
     first, most = resident(pids), 0
-    for _ in range(6):
+    for _ in range(34 if "million" in kind else 6):
         take(30_000 if small else 16)
         most = max(most, resident(pids))
     stalled(run, tmp_path)
