@@ -442,15 +442,15 @@ def _own_gpus_or_cpu(gpu: GPURequest) -> Transport:
     global _own_gpus
     from .gpus import OwnGPUs, divided
 
+    if _own_gpus is not None and not _own_gpus.transport.alive():
+        _own_gpus.close()
+        _own_gpus = None
     try:
-        groups = divided(gpu)
+        groups = divided(gpu, {} if _own_gpus is None else _own_gpus.transport.left)
     except NoMatchingGPU:
         if gpu.or_cpu:
             return _own_transport()
         raise
-    if _own_gpus is not None and not _own_gpus.transport.alive():
-        _own_gpus.close()
-        _own_gpus = None
     if _own_gpus is None:
         _refuse_without_main_guard()
         _own_gpus = OwnGPUs(groups)

@@ -11,12 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Container
 from typing import Any, Protocol
 
 from distributed import Client
 
-from ..engine.transport import Held, Job
-from ..errors import NoMatchingGPU
+from ..engine.model import Done, Message
+from ..engine.transport import Held, Job, NearLink
+from ..errors import ClusterError, NoMatchingGPU
 from .gpu import GPU, GPURequest
 from .leases import DaskTransport
 from .slots import Group, Slot, listed, slots_for, what_is_wrong
@@ -25,6 +28,7 @@ from .stream import far_function
 logger = logging.getLogger("nbmap")
 
 ASK = 20.0  # seconds for a worker to tell what it sees
+FAILURES = 3  # after which a GPU is left alone
 _BUSY = {"open", "paused", "last", "silent"}
 
 
@@ -34,8 +38,18 @@ class OwnGroups(Protocol):
     def groups(self) -> dict[str, Group]:
         """Return the groups of the workers that are there, by address."""
 
-    def mend(self) -> None:
-        """Replace the nannies that gave up."""
+    def expects(self, request: GPURequest) -> bool:
+        """Tell whether there is a worker for a request, or there will be."""
+
+    def mend(self, left: Container[str] = ()) -> dict[str, str]:
+        """Start processes anew, and none on GPUs that are left alone.
+
+        Returns:
+            The GPUs that are given up, by UUID, and why.
+        """
+
+
+Seen = tuple[set[str], dict[str, Any], dict[str, Group] | None, dict[str, str]]
 
 
 class GPUTransport(DaskTransport):
@@ -61,6 +75,10 @@ class GPUTransport(DaskTransport):
         self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
         self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
         self._dead: set[str] = set()  # workers whose process can't use its GPUs any more
+        self.left: dict[str, str] = {}  # GPUs that are left alone, by UUID, and why
+        # In how many processes one after the other CUDA died on GPUs, and chunks since the last.
+        self._deaths: Counter[tuple[str, ...]] = Counter()
+        self._chunks: Counter[tuple[str, ...]] = Counter()
 
     # -- what there is
 
@@ -89,7 +107,11 @@ class GPUTransport(DaskTransport):
     def _slots_of(self, request: GPURequest) -> list[Slot]:
         if request not in self._fitting:
             found = slots_for(request, self._workers, self._ours)
-            self._fitting[request] = [slot for slot in found if slot.worker not in self._dead]
+            self._fitting[request] = [
+                slot
+                for slot in found
+                if slot.worker not in self._dead and self.left.keys().isdisjoint(slot.gpus)
+            ]
         return self._fitting[request]
 
     def _why_none(self, request: GPURequest) -> str:
@@ -102,18 +124,20 @@ class GPUTransport(DaskTransport):
 
     # -- looking
 
-    def _look(self) -> tuple[set[str], dict[str, Any], dict[str, Group] | None]:
+    def _look(self) -> Seen:
         """Ask the workers that are new what they see; not on the engine's thread."""
+        given_up = {} if self._groups is None else self._groups.mend(self.left)
         there = set(self.client.scheduler_info(n_workers=-1)["workers"])
         new = [worker for worker in there if worker not in self._workers]
         told: dict[str, Any] = {}
         if new:
             function = far_function("look", "worker.gpus")
             told = self.client.run(function, workers=new, on_error="return")
-        return there, told, None if self._groups is None else self._groups.groups()
+        return there, told, None if self._groups is None else self._groups.groups(), given_up
 
-    def _saw(self, found: tuple[set[str], dict[str, Any], dict[str, Group] | None]) -> None:
-        there, told, self._ours = found
+    def _saw(self, found: Seen) -> None:
+        there, told, self._ours, given_up = found
+        self._leave_alone(given_up)
         for worker in [worker for worker in self._workers if worker not in there]:
             del self._workers[worker]
         self._dead &= there
@@ -133,6 +157,9 @@ class GPUTransport(DaskTransport):
             if self._slots_of(job.gpu):
                 self._patient[id(job)] = -1.0
                 continue
+            if self.left and self._groups is not None and not self._groups.expects(job.gpu):
+                job.fail(ClusterError(f"no GPU is left for gpu={str(job.gpu)!r}: {self.lasting}"))
+                continue
             since = self._patient.setdefault(id(job), now)
             if self._groups is None and since >= 0 and now - since >= job.patience:
                 job.fail(NoMatchingGPU(self._why_none(job.gpu)))
@@ -140,8 +167,6 @@ class GPUTransport(DaskTransport):
 
     async def _count(self) -> None:
         """Look at the workers, as other transports count their slots, now and again."""
-        if self._groups is not None:
-            self._groups.mend()
         try:
             looking = asyncio.get_running_loop().run_in_executor(None, self._look)
             self._saw(await asyncio.wait_for(looking, ASK))
@@ -199,8 +224,31 @@ class GPUTransport(DaskTransport):
         since = self.waiting_since or time.monotonic()
         self.waiting_since = since if waiting and idle else None
 
+    def receive(self, held: Held, link: NearLink, message: Message) -> None:
+        """Take one message of a lease's stream."""
+        if isinstance(message, Done) and held.link is link:
+            self._chunks[self._slot[held.name].gpus] += 1
+        super().receive(held, link, message)
+
+    def _leave_alone(self, given_up: dict[str, str]) -> None:
+        """Use GPUs no more; their failures would go on for ever."""
+        new = {uuid: why for uuid, why in given_up.items() if uuid not in self.left}
+        if new:
+            self.left |= new
+            self.lasting = "; ".join(self.left.values()) + ": left alone"
+            self._fitting.clear()
+
     def recycle(self, held: Held) -> None:
-        """Have a process started anew that can't use its GPUs any more."""
+        """Have a process started anew that can't use its GPUs any more.
+
+        Where CUDA dies in one process after the other, before any of them has done more than one
+        chunk, it is the GPU.
+        """
+        uuids = self._slot[held.name].gpus
+        self._deaths[uuids] = 1 if self._chunks.pop(uuids, 0) > 1 else self._deaths[uuids] + 1
+        if self._deaths[uuids] >= FAILURES:
+            times = f"CUDA has died on it in {FAILURES} processes one after the other"
+            self._leave_alone({uuid: f"{uuid}: {times}" for uuid in uuids})
         self._dead.add(held.worker)
         self._fitting.clear()
         self._start(self._recycle(held.worker, held.pid))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import threading
 import time
+from collections import Counter
+from collections.abc import Container, Mapping
 from typing import Any
 
 from ..engine.memory import memory_limit
 from ..errors import ClusterError, NoMatchingGPU
 from ..worker import gpus
 from .gpu import GPU, GPURequest
-from .gpu_leases import GPUTransport
-from .local import SHARE, OwnCluster
-from .slots import Group, groups_for, what_is_wrong
+from .gpu_leases import FAILURES, GPUTransport
+from .local import GONE, SHARE, OwnCluster
+from .slots import Group, groups_for, slots_for, what_is_wrong
 from .stream import far_function
 
 __all__ = ["OwnGPUs"]
@@ -28,11 +31,16 @@ _INSTALL = (
 )
 
 
-def divided(request: GPURequest) -> list[Group]:
+def divided(request: GPURequest, left: Mapping[str, str]) -> list[Group]:
     """Return the groups of this machine's GPUs for a request.
 
+    Args:
+        request: what is asked for.
+        left: GPUs that are left alone since they have failed, by UUID, and why.
+
     Raises:
-        ClusterError: the machine has no GPU, none can be looked at, or dask-cuda is missing.
+        ClusterError: the machine has no GPU, none can be looked at or used, or dask-cuda is
+            missing.
         NoMatchingGPU: it has others.
     """
     seen = gpus.look()
@@ -43,7 +51,13 @@ def divided(request: GPURequest) -> list[Group]:
     if not seen["gpus"]:
         kind = NoMatchingGPU if seen["certain"] else ClusterError
         raise kind(f"gpu={str(request)!r} can't be had on this machine: {seen['why']}")
-    there = [GPU(*gpu) for gpu in seen["gpus"]]
+    there = [GPU(*gpu) for gpu in seen["gpus"] if gpu[0] not in left]
+    if not there:
+        msg = (
+            f"gpu={str(request)!r}: no GPU is left, {'; '.join(left.values())}. To try them again "
+            "stop nbmap's cluster first, by nbmap.stop() or %nbmap stop"
+        )
+        raise ClusterError(msg)
     groups = groups_for(request, there)
     if not groups:
         raise NoMatchingGPU(what_is_wrong(request, there, "this machine"))
@@ -68,6 +82,8 @@ class OwnGPUs(OwnCluster):
         except ImportError as error:
             msg = f"{_INSTALL} ({error})"
             raise ClusterError(msg) from None
+        self._changing = threading.Lock()  # the processes that there are to be
+        self._failed: Counter[str] = Counter()  # how often the processes of a group did not start
         super().__init__(
             functools.partial(
                 GroupsCluster,
@@ -94,6 +110,56 @@ class OwnGPUs(OwnCluster):
             if told["name"] in known
         }
 
+    def expects(self, request: GPURequest) -> bool:
+        """Tell whether there is a worker for a request, or there will be."""
+        return bool(slots_for(request, {}, self._cluster.groups))
+
+    def mend(self, left: Container[str] = ()) -> dict[str, str]:
+        """Start processes anew, and end those on GPUs that are left alone.
+
+        A process can't start on a GPU that has fallen off the bus, and Dask's nanny then gives up.
+
+        Args:
+            left: the GPUs that are left alone, by UUID.
+
+        Returns:
+            The GPUs that are given up, by UUID, and why.
+        """
+        with self._changing:
+            there = self._cluster.groups
+            gone = [n for n, nanny in self._cluster.workers.items() if nanny.status in GONE]
+            dropped = self._drop(left)
+            if self._closed or not (gone or dropped):
+                return {}
+            given_up: dict[str, str] = {}
+            seen = {gpu[0] for gpu in gpus.look()["gpus"]} if gone else set()
+            for name in gone:
+                self._cluster.worker_spec.pop(name, None)
+                self._failed[name] += 1
+                group = there.get(name)
+                for gpu in group.gpus if group is not None else ():
+                    if gpu.uuid not in seen:
+                        given_up[gpu.uuid] = f"{gpu.name} ({gpu.uuid}) does not answer any more"
+                    elif self._failed[name] >= FAILURES:
+                        times = f"tried {FAILURES} times"
+                        given_up[gpu.uuid] = (
+                            f"no process starts on {gpu.name} ({gpu.uuid}), {times}"
+                        )
+            dropped += self._drop(given_up)
+            if ended := [name for name in dropped if name not in gone]:
+                self._cluster.sync(self._cluster.scale_down, ended)
+            self._n = len(there)
+            self._cluster.scale(self._n)
+            return given_up
+
+    def _drop(self, uuids: Container[str]) -> list[str]:
+        """Have no process any more for groups with one of these GPUs; return their names."""
+        there = self._cluster.groups
+        names = [n for n, group in there.items() if any(gpu.uuid in uuids for gpu in group.gpus)]
+        for name in names:
+            del there[name]
+        return names
+
     def provide(self, groups: list[Group]) -> None:
         """Have processes for these groups.
 
@@ -103,28 +169,30 @@ class OwnGPUs(OwnCluster):
         Raises:
             ClusterError: such processes are at work, or new ones can't be started.
         """
-        there = self._cluster.groups
-        missing = {group.name: group for group in groups if group.name not in there}
-        if not missing:
-            return
-        wanted = {gpu.uuid for group in missing.values() for gpu in group.gpus}
-        in_the_way = [
-            name for name, group in there.items() if wanted & {gpu.uuid for gpu in group.gpus}
-        ]
-        busy = self.transport.engine.wait_for(self._busy)
-        at_work = [name for address, name in self._names().items() if address in busy]
-        if blocked := set(at_work) & set(in_the_way):
-            msg = (
-                f"{len(blocked)} process(es) are at work on GPUs that are asked for in another "
-                "division now; run it again when they have ended, or cancel them"
-            )
-            raise ClusterError(msg)
-        for name in in_the_way:
-            there.pop(name, None)
-        self._cluster.sync(self._cluster.scale_down, in_the_way)
-        there.update(missing)
-        self._n = len(there)
-        self._cluster.scale(self._n)
+        with self._changing:
+            there = self._cluster.groups
+            missing = {group.name: group for group in groups if group.name not in there}
+            if not missing:
+                return
+            wanted = {gpu.uuid for group in missing.values() for gpu in group.gpus}
+            in_the_way = [
+                name for name, group in there.items() if wanted & {gpu.uuid for gpu in group.gpus}
+            ]
+            busy = self.transport.engine.wait_for(self._busy)
+            at_work = [name for address, name in self._names().items() if address in busy]
+            if blocked := set(at_work) & set(in_the_way):
+                msg = (
+                    f"{len(blocked)} process(es) are at work on GPUs that are asked for in another "
+                    "division now; run it again when they have ended, or cancel them"
+                )
+                raise ClusterError(msg)
+            for name in in_the_way:
+                there.pop(name, None)
+            self._cluster.sync(self._cluster.scale_down, in_the_way)
+            there.update(missing)
+            self._failed.clear()
+            self._n = len(there)
+            self._cluster.scale(self._n)
         self._await(groups)
 
     def _busy(self) -> set[str]:

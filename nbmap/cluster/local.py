@@ -37,7 +37,7 @@ THREADS = 64  # a process; Dask makes a thread when it is needed
 SHARE = 0.75  # of the memory, for the workers; the rest is the notebook's
 CLOSE = 3.0  # seconds that closing may take
 FORCE = 1.0  # seconds that a worker has for it
-_GONE = {Status.closed, Status.failed}  # of nannies that start no worker any more
+GONE = {Status.closed, Status.failed}  # of nannies that start no worker any more
 
 # A terminal's Ctrl-C and a kernel's interrupt go to the whole process group. They are meant for the
 # notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
@@ -144,13 +144,14 @@ class OwnCluster:
         """Return the addresses of the workers that are there."""
         return list(self._cluster.scheduler_info["workers"])
 
-    def mend(self) -> None:
+    def mend(self) -> object:
         """Replace the nannies that gave up, as one does whose worker dies while it starts."""
-        gone = [n for n, nanny in self._cluster.workers.items() if nanny.status in _GONE]
+        gone = [n for n, nanny in self._cluster.workers.items() if nanny.status in GONE]
         if gone and not self._closed:
             for name in gone:
                 self._cluster.worker_spec.pop(name, None)
             self._cluster.scale(self._n)
+        return None
 
     def close(self) -> None:
         """Cancel what runs, and stop all processes."""

@@ -912,7 +912,7 @@ class Driver:
             where = ", ".join(dict.fromkeys(self._still))
             return f"{len(self._still)} did not stop when asked, and may still run on {where}"
         if self.over:
-            return ""
+            return self.transport.lasting
         silent = self.transport.silent_workers()
         for lease in {flight.lease for flight in self._state.flights.values()} if silent else ():
             worker = self.transport.leases[lease].worker if lease in self.transport.leases else ""

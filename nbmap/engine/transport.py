@@ -305,6 +305,7 @@ class Transport(ABC):
         self.solo: dict[str, int] = {}  # process -> the chunk that has it to itself
         self.turn = 0
         self.trouble = ""  # a sentence about what keeps leases from being used
+        self.lasting = ""  # the same of what stays so; it is said at a run's end, too
         self.waiting_since: float | None = None  # that inputs wait and there is no lease
         self.returning: list[tuple[Held, int]] = []  # with chunks whose inputs would go on
         self._ticking = False
@@ -368,8 +369,8 @@ class Transport(ABC):
 
     def remark(self, job: Job) -> str:
         """Return one plain sentence about what keeps a run from being worked for, or ""."""
-        if self.trouble:
-            return self.trouble
+        if self.trouble or self.lasting:
+            return self.trouble or self.lasting
         states = {held.state for held in self.leases.values() if self.fits(job, held)}
         if "paused" in states and not states & {"open", "aside", "last"}:
             return PAUSED

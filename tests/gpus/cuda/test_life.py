@@ -79,3 +79,95 @@ def test_g12_a_process_whose_cuda_is_dead_is_started_anew(on):
     assert len(before) == len(after) == 1
     assert before != after
     assert len({uuid for *_, uuid in out}) == 1
+
+
+def test_g13_a_gpu_that_falls_off_the_bus_is_left_alone(on):
+    """It costs the input that was on it; one message says so, and nothing floods the terminal."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def work(x):
+        from cuda.core import Device
+
+        driver = context()
+        for _ in range(5):
+            check(driver.cuCtxSynchronize())
+            time.sleep(0.05)
+        return x, Device().uuid
+
+    def main():
+        run = nbmap.remote(work, gpu="A100").map(range(20), return_exceptions=True)
+        while run.counts["done"] < 4:
+            time.sleep(0.01)
+        open(os.environ["FAKE_GPU_STATE"] + "/lost.0", "w").close()
+        out = [x if isinstance(x, tuple) else repr(x) for x in run]
+        again = nbmap.remote(work, gpu="A100").map(range(4)).results()
+        return out, run.snapshot().note, again, refused(gpu="A100:2")
+    """
+    out, note, again, (kind, why) = on([A100, A100], code)
+    [failed] = [x for x in out if isinstance(x, str)]
+    assert "CUDA_ERROR_DEVICE_UNAVAILABLE" in failed
+    assert [x for x, _ in out[:4]] == [*range(4)]
+    assert len({uuid for _, uuid in out[:4]}) == 2
+    assert len({uuid for _, uuid in [*out[10:], *again]}) == 1
+    assert note.startswith("NVIDIA A100-SXM4-80GB (GPU-")
+    assert note.endswith("does not answer any more: left alone")
+    assert "Traceback" not in on.err
+    assert len(on.err.splitlines()) < 20
+    assert kind == "NoMatchingGPU"
+    assert "this machine has 1" in why
+
+
+def test_g13_a_run_ends_when_no_gpu_is_left(on):
+    """It says what has become of them, and so does the next one."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def work(x):
+        driver = context()
+        check(driver.cuCtxSynchronize())
+        time.sleep(0.1)
+        return x
+
+    def main():
+        run = nbmap.remote(work, gpu="A100").map(range(50), return_exceptions=True)
+        while run.counts["done"] < 2:
+            time.sleep(0.01)
+        open(os.environ["FAKE_GPU_STATE"] + "/lost.0", "w").close()
+        try:
+            list(run)
+        except nbmap.ClusterError as error:
+            return str(error), run.status, refused(gpu="A100")
+    """
+    told, status, (kind, why) = on([A100], code)
+    assert status == "broken"
+    assert told.startswith("no GPU is left for gpu='A100': NVIDIA A100-SXM4-80GB (GPU-")
+    assert "does not answer any more" in told
+    assert kind == "ClusterError"
+    assert "none of the 1 GPU answers any more: restart the machine" in why
+
+
+def test_g13_a_gpu_on_which_cuda_dies_three_times_is_left_alone(on):
+    """Of three inputs; the others run on the other GPU."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def work(x):
+        import ctypes
+        from cuda.core import Device
+
+        driver = context()
+        if Device().uuid.endswith("0"):
+            ctypes.CDLL("libcuda.so.1").fake_cuda_trap()
+        check(driver.cuCtxSynchronize())
+        time.sleep(0.3)
+        return x
+
+    def main():
+        run = nbmap.remote(work, gpu="A100").map(range(40), return_exceptions=True)
+        failures = [x for x in run if not isinstance(x, int)]
+        return len(failures), run.snapshot().note
+    """
+    failures, note = on([A100, A100], code)
+    assert failures == 3
+    assert "CUDA has died on it in 3 processes one after the other: left alone" in note
