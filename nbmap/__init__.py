@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .run import Run as Run
     from .run import runs as runs
     from .worker.standin import current_input as current_input
+    from .worker.standin import devices as devices
     from .worker.standin import per_worker as per_worker
 
 # Where each public name lives: it is imported when it is first used, so that `import nbmap` costs
@@ -72,6 +73,7 @@ _HOMES = {
     "WorkerLost": ".errors",
     "connect": ".cluster.connect",
     "current_input": ".worker.standin",
+    "devices": ".worker.standin",
     "gather": ".call",
     "per_worker": ".worker.standin",
     "remote": ".handle",

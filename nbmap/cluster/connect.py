@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..engine.interrupts import start_thread
+from ..engine.model import GPUUse
 from ..engine.transport import InProcess, Pending, Transport, engine_loop
 from ..errors import ClusterError, NoMatchingGPU, OptionError
 from ..options import shown
@@ -771,6 +772,7 @@ class Status:
         slots: inputs that a handle without `concurrency=` runs at once.
         leases: slots that are held at this moment.
         runs: number of runs that go on.
+        gpus: how full and how busy the GPUs are, of a cluster on which `gpu=` was used.
     """
 
     cluster: str
@@ -778,10 +780,14 @@ class Status:
     slots: int
     leases: int
     runs: int
+    gpus: tuple[GPUUse, ...] = ()
 
     def __repr__(self) -> str:
         if not self.workers and not self.slots:
             return f"cluster: {self.cluster}"
+        return "\n".join([self._line(), *map(render.gpu, self.gpus)])
+
+    def _line(self) -> str:
         return (
             f"cluster: {self.cluster} · {_counted(self.workers, 'worker')} · "
             f"{_counted(self.slots, 'slot')} · {self.leases} in use · {_counted(self.runs, 'run')}"
@@ -805,7 +811,8 @@ def status() -> Status:
         told = transport.status()
         both = [each for each in (transport, transport.gpus) if each is not None]
         leases, runs = sum(each.held() for each in both), sum(len(each.jobs) for each in both)
-        return Status(transport.describe(), told["workers"], told["slots"], leases, runs)
+        gpus = () if transport.gpus is None else tuple(transport.gpus.measured())
+        return Status(transport.describe(), told["workers"], told["slots"], leases, runs, gpus)
 
 
 def _own_status() -> Status:
@@ -817,4 +824,6 @@ def _own_status() -> Status:
     if _own_gpus is not None:
         where += f", with {_counted(told[-1]['workers'], 'process')} on its GPUs"
     workers, slots, leases = (sum(each[n] for each in told) for n in ("workers", "slots", "leases"))
-    return Status(where, workers, slots, leases, sum(len(each.jobs) for each in owns))
+    runs = sum(len(each.jobs) for each in owns)
+    gpus = () if _own_gpus is None else tuple(_own_gpus.transport.measured())
+    return Status(where, workers, slots, leases, runs, gpus)

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from distributed import Client
 
-from ..engine.model import Done, Message
+from ..engine.model import Done, GPUUse, Message
 from ..engine.transport import Held, Job, NearLink
 from ..errors import ClusterError, NoMatchingGPU
+from ..worker.gpus import used
 from .gpu import GPU, GPURequest
 from .leases import DaskTransport
 from .slots import Group, Slot, listed, slots_for, what_is_wrong
@@ -75,6 +76,7 @@ class GPUTransport(DaskTransport):
         self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
         self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
         self._dead: set[str] = set()  # workers whose process can't use its GPUs any more
+        self._use: dict[str, GPUUse] = {}  # by UUID, as it was about a second ago
         self.left: dict[str, str] = {}  # GPUs that are left alone, by UUID, and why
         # In how many processes one after the other CUDA died on GPUs, and chunks since the last.
         self._deaths: Counter[tuple[str, ...]] = Counter()
@@ -170,10 +172,51 @@ class GPUTransport(DaskTransport):
         try:
             looking = asyncio.get_running_loop().run_in_executor(None, self._look)
             self._saw(await asyncio.wait_for(looking, ASK))
+            measuring = asyncio.get_running_loop().run_in_executor(None, self._measure)
+            self._use = await asyncio.wait_for(measuring, ASK)
         except (OSError, TimeoutError) as error:
             logger.info("the workers can't be looked at: %s", error)
         finally:
             self._counting = False
+
+    def _measure(self) -> dict[str, GPUUse]:
+        """Return how full and how busy the GPUs are; not on the engine's thread."""
+        there = {gpu.uuid: gpu.name for of in list(self._workers.values()) for gpu in of}
+        figures: dict[str, dict[str, Any]] = {}
+        if self._groups is not None:
+            figures = dict(zip(there, used(list(there)), strict=True))
+        else:
+            function = far_function("used", "worker.gpus")
+            workers = self._one_for_each()
+            told = self.client.run(function, list(there), workers=workers, on_error="ignore")
+            for answer in (told or {}).values():
+                figures |= {uuid: f for uuid, f in zip(there, answer, strict=True) if f}
+        uses = {uuid: _use_of(name, figures.get(uuid, {})) for uuid, name in there.items()}
+        return dict(sorted(uses.items(), key=lambda item: (item[1].index is None, item[1].index)))
+
+    def _one_for_each(self) -> list[str]:
+        """Return few workers that see all GPUs together."""
+        seen: set[str] = set()
+        chosen = []
+        for worker, of in self._workers.items():
+            new = {gpu.uuid for gpu in of} - seen
+            if new:
+                seen |= new
+                chosen.append(worker)
+        return chosen
+
+    def measured(self) -> list[GPUUse]:
+        """Return how full and how busy all GPUs are now; not on the engine's thread."""
+        try:
+            return list(self._measure().values())
+        except (OSError, TimeoutError, ValueError) as error:
+            logger.info("the GPUs can't be measured: %s", error)
+            return list(self._use.values())
+
+    def use(self, job: Job) -> tuple[GPUUse, ...]:
+        """Return how full and how busy the GPUs are that a run's inputs may run on."""
+        mine = {uuid for slot in self._slots_of(job.gpu) for uuid in slot.gpus}
+        return tuple(use for uuid, use in self._use.items() if uuid in mine)
 
     # -- giving out
 
@@ -274,3 +317,8 @@ class GPUTransport(DaskTransport):
         found = super().status()
         found["workers"] = len(self._workers)
         return found
+
+
+def _use_of(name: str, figures: dict[str, Any]) -> GPUUse:
+    told = {key: figures.get(key) for key in ("index", "used", "total", "busy")}
+    return GPUUse(name, **told, lost=bool(figures.get("lost")))

@@ -904,6 +904,7 @@ class Driver:
             slots=slots,
             note=self._remark(slots),
             failures=tuple(self._newest),
+            gpus=() if self.over else self.transport.use(self),
             **counts,
         )
 

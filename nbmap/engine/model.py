@@ -142,6 +142,18 @@ class FailureLine:
 
 
 @dataclass(frozen=True, slots=True)
+class GPUUse:
+    """How full and how busy a GPU is; None for what it does not tell, or nobody knows yet."""
+
+    name: str
+    index: int | None = None  # by which nvidia-smi names it on its machine
+    used: int | None = None  # bytes of its memory, by anybody
+    total: int | None = None
+    busy: int | None = None  # percent of the time, lately
+    lost: bool = False  # it does not answer any more
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The plain picture of a run that views draw."""
 
@@ -160,6 +172,7 @@ class Snapshot:
     slots: int  # leases that work for this run's handle now
     note: str  # "" or one plain sentence: why nothing moves, or why not more slots
     failures: tuple[FailureLine, ...]  # the newest few
+    gpus: tuple[GPUUse, ...] = ()  # that its inputs may run on, while it runs
 
 
 # The statuses that views tell apart; the place of each is its byte in `Statuses.column`.

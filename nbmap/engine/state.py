@@ -433,7 +433,7 @@ class RunState:
             if event.alone == bool(self.suspects) and not self.flights:
                 # Others that load it now would tell as much.
                 start = (self.suspects or self.ready)[0][0]
-                self._send(event, start, start, out, careful=event.alone)
+                self._send(event, start, start, out, careful=True)
             return
         if event.alone:
             if self.suspects:

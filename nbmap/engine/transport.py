@@ -41,6 +41,7 @@ from .model import (
     Bye,
     Credit,
     Done,
+    GPUUse,
     Hello,
     Hold,
     Load,
@@ -375,6 +376,10 @@ class Transport(ABC):
         if "paused" in states and not states & {"open", "aside", "last"}:
             return PAUSED
         return ""
+
+    def use(self, job: Job) -> tuple[GPUUse, ...]:  # noqa: ARG002 - here are none
+        """Return how full and how busy the GPUs are that a run's inputs may run on."""
+        return ()
 
     def ensure(self) -> None:
         """Ask for leases while runs want more than there are."""

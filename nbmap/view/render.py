@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..engine.model import Failure, FailureLine, Snapshot
+    from ..engine.model import Failure, FailureLine, GPUUse, Snapshot
 
 __all__ = [
     "brief",
@@ -49,6 +49,8 @@ _ENDED = {
     "broken": "its cluster ended after {}",
 }
 _PAGE_FAILURES = 20
+_GPUS = 16  # that are shown of a run's
+_GIB = 1 << 30
 _PAGE_TRACEBACK = 8_000  # characters of one
 _PAGE_BYTES = 56_000  # of all together, as HTML
 _TEXT_FAILURES = 10
@@ -157,6 +159,25 @@ def line(snapshot: Snapshot) -> str:
     return f"{far} · {_how(s)}"
 
 
+def gpus(snapshot: Snapshot) -> list[str]:
+    """Write the GPUs of a run, a line each: the name, the memory in use, the load."""
+    uses = snapshot.gpus
+    lines = [gpu(use) for use in uses[:_GPUS]]
+    more = len(uses) - _GPUS
+    return lines if more <= 0 else [*lines, f"and {more} more"]
+
+
+def gpu(use: GPUUse) -> str:
+    """Write how full and how busy a GPU is; "n/a" for what it does not tell."""
+    name = f"GPU{'' if use.index is None else f' {use.index}'}: {plain(use.name, 80)}"
+    if use.lost:
+        return f"{name} · does not answer any more"
+    memory = "memory n/a"
+    if use.used is not None and use.total is not None:
+        memory = f"{use.used / _GIB:.1f} of {use.total / _GIB:.1f} GiB"
+    return f"{name} · {memory} · {'load n/a' if use.busy is None else f'{use.busy} % busy'}"
+
+
 def printed(text: str) -> str:
     """Make safe what an input has printed, in lines; of a line that was rewritten the last state."""
     lines = text.replace("\r\n", "\n").split("\n")
@@ -209,6 +230,7 @@ def page(
         body = f"<p><b>{name}</b>: {said}{asof}</p>"
         if not unshown:
             body += _counts_table(s)
+            body += "".join(f"<p>{_html(line)}</p>" for line in gpus(s))
         body += _failures_table(failures[:_PAGE_FAILURES], s.failed)
     return f'<div class="nbmap-mount nbmap-mount-{_html(mount)}">{body}</div>'
 

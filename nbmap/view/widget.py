@@ -245,7 +245,7 @@ class View:
             self._send_key()
             return
         s, now = self._snapshot, time.monotonic()
-        state = (s.status, s.total, s.done, s.failed, s.cancelled, s.running, s.note)
+        state = (s.status, s.total, s.done, s.failed, s.cancelled, s.running, s.note, s.gpus)
         new = self._failures[self._told_failures : FAILURES]
         if changes == [] and not new and state == self._told and now - self._told_at < STILL:
             return
@@ -289,6 +289,7 @@ class View:
             "counts": [s.waiting + s.sent, s.running, s.done, s.failed, s.cancelled],
             "line": render.line(s),
             "note": render.plain(s.note),
+            "gpus": render.gpus(s),
         }
 
     # -- requests, on any thread

@@ -74,8 +74,8 @@ def used(uuids: list[str]) -> list[dict[str, Any]]:
     """Return the figures of GPUs at this moment.
 
     Returns:
-        Of each `used` and `total` in bytes, `busy` in percent, and `processes`; None for what it
-        does not tell. A GPU that fell off the bus has `lost` instead.
+        Of each its `index` on the machine, `used` and `total` in bytes, `busy` in percent, and
+        `processes`; None for what it does not tell. A GPU that fell off the bus has `lost` instead.
     """
     try:
         nvml = _nvml()
@@ -306,9 +306,12 @@ def _memory(nvml: Any, handle: Any) -> int | None:
 
 
 def _figures(nvml: Any, uuid: str) -> dict[str, Any]:
-    figures: dict[str, Any] = {"used": None, "total": None, "busy": None, "processes": None}
+    keys = ("index", "used", "total", "busy", "processes")
+    figures: dict[str, Any] = dict.fromkeys(keys)
     try:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        with suppress(nvml.NVMLError):  # a slice has none
+            figures["index"] = int(nvml.nvmlDeviceGetIndex(handle))
         with suppress(nvml.NVMLError_NotSupported):
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
             figures["used"], figures["total"] = int(memory.used), int(memory.total)

@@ -488,6 +488,15 @@ class Lease:
 
     # -- what user code calls, on the lease's thread or another one of the input's
 
+    def devices(self) -> list[tuple[int, str, str, int | None]]:
+        """Return the GPUs that the lease has: CUDA's number, UUID, name and bytes of memory."""
+        if not self.gpus:
+            return []
+        seen = enumerate(gpus.look()["gpus"])
+        return [
+            (at, uuid, name, memory) for at, (uuid, name, memory, _) in seen if uuid in self.gpus
+        ]
+
     def _emit(self, output: Any) -> None:
         """Take an output of the running generator; wait while its consumer has enough."""
         with self._gate:

@@ -1,4 +1,4 @@
-"""What remote code may use of nbmap: handles, `current_input`, `per_worker`.
+"""What remote code may use of nbmap: handles, `current_input`, `devices`, `per_worker`.
 
 Sent by value along with the function that refers to it, so workers need not have nbmap; where they
 do, the real one's names are these. Every copy of this file in a process, of whatever version, meets
@@ -101,6 +101,44 @@ def current_input() -> Input:
     raise RuntimeError(msg)
 
 
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU that the calling code may use."""
+
+    index: int  # by which CUDA knows it in this process, as in torch.device(f"cuda:{index}")
+    uuid: str
+    name: str
+    memory: int | None  # bytes; None where it shares the host's
+
+
+def devices() -> list[Device]:
+    """Return the GPUs that the input may use on which the calling code works.
+
+    A worker may see more than these: those of dask-cuda see all of their machine, and a request for
+    two of four GPUs leaves two to another input.
+
+    Returns:
+        A list of objects with the fields `index` (by which CUDA knows it in this process), `uuid`,
+        `name`, and `memory` in bytes. Empty without `gpu=`; where no remote code runs, all that
+        this process sees.
+
+    Example:
+        >>> import nbmap
+        >>> @nbmap.remote(gpu="A100")
+        ... def where(x):
+        ...     return nbmap.devices()[0].name
+        >>> list(where.map([1]))  # doctest: +SKIP
+        ['NVIDIA A100-SXM4-80GB']
+    """
+    lease = current()
+    if lease is not None:
+        return [Device(*device) for device in lease.devices()]
+    from . import gpus
+
+    seen = gpus.look()["gpus"]
+    return [Device(at, *gpu[:3]) for at, gpu in enumerate(seen)]
+
+
 @contextmanager
 def here(index: int) -> Iterator[None]:
     """Have `current_input` answer in this process too: under `.local` and in a replay."""
@@ -122,7 +160,7 @@ def install() -> None:
     module: Any = ModuleType("nbmap", "The names of nbmap that remote code may use.")
     module.__path__ = []
     module.__getattr__ = _missing
-    for name in ("current_input", "per_worker"):
+    for name in ("current_input", "devices", "per_worker"):
         setattr(module, name, getattr(here, name))
     for name, value in vars(errors).items():
         if isinstance(value, type) and value.__module__ == errors.__name__:

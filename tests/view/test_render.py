@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbmap.engine.model import Failure, FailureLine, Snapshot
+from nbmap.engine.model import Failure, FailureLine, GPUUse, Snapshot
 from nbmap.view import render
 
 BASE = Snapshot(
@@ -348,3 +348,23 @@ def test_the_line_of_the_live_view_says_how_far_a_run_is():
 def test_of_a_line_that_was_rewritten_the_last_state_is_shown():
     """A progress bar in the prints of an input is one line, and escapes show as text."""
     assert render.printed("10%\r50%\r100%\r\nnext\x1b[31m") == "100%\nnext\\x1b[31m"
+
+
+def test_g16_g20_a_gpu_is_shown_by_name_memory_and_load() -> None:
+    """What it does not tell is "n/a"; of very many the first are shown."""
+    gib = 1 << 30
+    uses = (
+        GPUUse("NVIDIA A100-SXM4-80GB", 0, 40 * gib, 80 * gib, 77),
+        GPUUse("NVIDIA GB10", 1),
+        GPUUse("<b>Tesla</b>\x1b[31m T4", lost=True),
+    )
+    snapshot = dataclasses.replace(BASE, gpus=uses)
+    assert render.gpus(snapshot) == [
+        "GPU 0: NVIDIA A100-SXM4-80GB · 40.0 of 80.0 GiB · 77 % busy",
+        "GPU 1: NVIDIA GB10 · memory n/a · load n/a",
+        r"GPU: <b>Tesla</b>\x1b[31m T4 · does not answer any more",
+    ]
+    page = render.page(snapshot, [], mount="1")
+    assert "<p>GPU 0: NVIDIA A100-SXM4-80GB · 40.0 of 80.0 GiB · 77 % busy</p>" in page
+    assert "&lt;b&gt;Tesla" in page
+    assert render.gpus(dataclasses.replace(BASE, gpus=uses[:1] * 100))[-1] == "and 84 more"

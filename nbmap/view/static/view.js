@@ -394,6 +394,7 @@ class View {
     const top = element("div", "nbmap-top");
     top.append(element("span", "nbmap-name", run.model.get("name")), this.line, this.cancel);
     this.note = element("div", "nbmap-note nbmap-remark");
+    this.gpus = element("div", "nbmap-note nbmap-remark nbmap-gpus");
     this.bar = this.makeBar();
     this.legend = this.makeLegend();
     this.grid = new Grid(run, (index) => this.showDetail(index));
@@ -402,7 +403,7 @@ class View {
     this.failures = this.makeFailures();
     this.spoken = element("div", "nbmap-spoken");
     this.spoken.setAttribute("role", "status");
-    const parts = [top, this.note, this.bar, this.legend, this.grid.canvas, this.grid.tip];
+    const parts = [top, this.note, this.gpus, this.bar, this.legend, this.grid.canvas, this.grid.tip];
     this.root.append(...parts, this.detail, this.failures, this.spoken);
     this.spokenAt = 0;
     this.asked = 0; // how often an input was asked for
@@ -518,6 +519,7 @@ class View {
     if (!head) return;
     setText(this.line, head.line);
     setText(this.note, head.note);
+    setText(this.gpus, head.gpus.join("\n"));
     this.drawCounts(head);
     this.drawCancel(head);
     this.drawGrid();

@@ -13,7 +13,7 @@ from helpers import gpus
 from helpers.processes import wait_until
 
 COMMON = """
-import os, sys, time
+import os, signal, sys, textwrap, time
 import nbmap
 
 def where(x):

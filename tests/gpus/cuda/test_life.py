@@ -171,3 +171,108 @@ def test_g13_a_gpu_on_which_cuda_dies_three_times_is_left_alone(on):
     failures, note = on([A100, A100], code)
     assert failures == 3
     assert "CUDA has died on it in 3 processes one after the other: left alone" in note
+
+
+def test_g20_figures_of_the_gpus_while_a_run_goes_on(on):
+    """Name, memory and load of each, in what views show and in the status; gone with the run."""
+    code = """
+    def work(x):
+        while not os.path.exists(os.environ["FAKE_GPU_STATE"] + "/go"):
+            time.sleep(0.02)
+        return [[d.index, d.uuid, d.name, d.memory] for d in nbmap.devices()]
+
+    def main():
+        state = os.environ["FAKE_GPU_STATE"]
+        for name, figure in {"used.0": 40 << 30, "util.0": 77}.items():
+            with open(f"{state}/{name}", "w") as file:
+                file.write(str(figure))
+        run = nbmap.remote(work, gpu=True).map(range(2))
+        while not run.snapshot().gpus:
+            time.sleep(0.05)
+        shown = [[use.name, use.used, use.total, use.busy] for use in run.snapshot().gpus]
+        status = repr(nbmap.status())
+        open(f"{state}/go", "w").close()
+        devices = run.results()
+        return shown, status, devices, [d.name for d in nbmap.devices()], len(run.snapshot().gpus)
+    """
+    shown, status, devices, here, after = on([A100, "NVIDIA GB10:131072:nomem"], code)
+    assert shown == [
+        ["NVIDIA A100-SXM4-80GB", 40 << 30, 80 << 30, 77],
+        ["NVIDIA GB10", None, None, 0],
+    ]
+    assert status.splitlines()[1:] == [
+        "GPU 0: NVIDIA A100-SXM4-80GB · 40.0 of 80.0 GiB · 77 % busy",
+        "GPU 1: NVIDIA GB10 · memory n/a · 0 % busy",
+    ]
+    assert {name: (at, memory) for [[at, _, name, memory]] in devices} == {
+        "NVIDIA A100-SXM4-80GB": (0, 80 << 30),
+        "NVIDIA GB10": (0, None),
+    }
+    assert here == ["NVIDIA A100-SXM4-80GB", "NVIDIA GB10"]
+    assert after == 0
+
+
+def test_nbmap_devices_are_those_of_the_input_alone(on):
+    """Of four GPUs two inputs have two each; without gpu= there are none."""
+    code = """
+    def work(x):
+        time.sleep(0.3)
+        return [(d.index, d.uuid) for d in nbmap.devices()]
+
+    def main():
+        return (
+            nbmap.remote(work, gpu="A100:2").map(range(2)).results(),
+            nbmap.remote(work).map([1]).results(),
+        )
+    """
+    (first, second), [none] = on([A100] * 4, code)
+    assert [at for at, _ in first] == [at for at, _ in second] == [0, 1]
+    assert len({uuid for _, uuid in [*first, *second]}) == 4
+    assert none == []
+
+
+def test_g19_what_is_loaded_per_worker_is_loaded_once_on_each_gpu(on):
+    """And again in a process that was started anew, or when its code has changed."""
+    code = """
+    def note(word):
+        with open(os.environ["FAKE_GPU_STATE"] + "/loads", "a") as file:
+            file.write(f"{os.getpid()} {word}\\n")
+
+    def noted():
+        with open(os.environ["FAKE_GPU_STATE"] + "/loads") as file:
+            return [line.split() for line in file]
+
+    @nbmap.per_worker
+    def model():
+        note("first")
+        return os.getpid()
+
+    @nbmap.remote(gpu="A100")
+    def use(x):
+        dies = os.environ["FAKE_GPU_STATE"] + "/died"
+        if x == 9 and not os.path.exists(dies):
+            open(dies, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        assert model() == os.getpid()
+        return x
+
+    def main():
+        global model
+        assert use.map(range(8)).results() == [*range(8)]
+        before = noted()
+        assert use.map(range(8, 30)).results() == [*range(8, 30)]
+        restarted = noted()
+
+        @nbmap.per_worker
+        def model():
+            note("second")
+            return os.getpid()
+
+        assert use.map(range(8)).results() == [*range(8)]
+        return before, restarted, noted()
+    """
+    before, restarted, changed = on([A100, A100], code)
+    assert len(before) == len({pid for pid, _ in before}) == 2
+    assert len(restarted) == len({pid for pid, _ in restarted}) == 3
+    assert [word for _, word in changed] == ["first"] * 3 + ["second"] * 2
