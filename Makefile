@@ -43,7 +43,7 @@ lint: .venv/.test
 	$(VENV) -m ruff check .
 	$(VENV) -m mypy
 
-test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test | chromium
+test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test .venv-gpu/.test | chromium
 	$(VENV) -m pytest -m 'not chaos' --ignore tests/gpus/cuda $(ARGS)
 
 # The real dask-cuda, with the Dask that it pins, over libraries that stand for NVIDIA's. They are

@@ -16,15 +16,18 @@ from pathlib import Path
 
 import psutil
 
+from helpers import gpus
 from helpers.processes import ROOT, wait_until
 
 WHEEL = ROOT / ".venv-wheel"
+GPU = ROOT / ".venv-gpu" / "bin" / "python"
 OVERLAY = WHEEL / "ipykernel-7.3"
 # Name -> its Python, and what is put in front of that Python's own packages.
 KERNELS = {
     "newest": (sys.executable, None),
     "ipykernel-7.3": (sys.executable, OVERLAY),
     "ipykernel-6.31": (str(WHEEL / "bin" / "python"), None),
+    "gpus": (str(GPU), None),  # on a machine with two
 }
 # What a developer's shell may say of these is not what a test is about.
 FOREIGN = ("DASK_", "IPYTHON", "JPY_", "JUPYTER", "NBMAP_", "PYTHON", "XDG_")
@@ -122,7 +125,12 @@ class LabServer:
             return json.loads(response.read() or "null")
 
     def write_kernelspecs(self):
-        """Make the three kernels known, and no others."""
+        """Make our kernels known, and no others."""
+        libraries, state = self.folder / "libraries", self.folder / "gpus"
+        libraries.mkdir()
+        state.mkdir()
+        machine = gpus.machine(gpus.build(libraries), state, gpus.A100, gpus.T4)
+        of_gpus = ("FAKE_GPUS", "FAKE_GPU_STATE", "LD_LIBRARY_PATH")
         for name, (python, overlay) in KERNELS.items():
             folder = self.folder / "data" / "kernels" / name
             folder.mkdir(parents=True)
@@ -130,7 +138,10 @@ class LabServer:
                 "argv": [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
                 "display_name": name,
                 "language": "python",
-                "env": {"PYTHONPATH": str(overlay)} if overlay else {},
+                "env": {
+                    **({"PYTHONPATH": str(overlay)} if overlay else {}),
+                    **({each: machine[each] for each in of_gpus} if name == "gpus" else {}),
+                },
             }
             (folder / "kernel.json").write_text(json.dumps(spec), "utf-8")
 
@@ -184,5 +195,6 @@ def free_port():
 
 def require_kernels():
     """Fail with what to do about it where an environment of a kernel is missing."""
-    missing = [path for path in (WHEEL / "bin" / "python", OVERLAY) if not Path(path).exists()]
+    needed = (WHEEL / "bin" / "python", OVERLAY, GPU)
+    missing = [path for path in needed if not Path(path).exists()]
     assert not missing, f"make test makes {', '.join(str(path) for path in missing)}"
