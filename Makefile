@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 SHIPPED := $(shell find nbmap $(wildcard jupyter-config) -name __pycache__ -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-main test-gpu test-next check lint chaos bench pictures chromium clean
+.PHONY: help demo lab test test-main test-cuda test-next check lint chaos bench pictures chromium clean gpu-test
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test    format, lint, types, and all tests'
 	@echo 'make check   the fast part of it'
 	@echo 'make chaos   long runs of the tests that look for new faults'
+	@echo 'make gpu-test  tests on real GPUs, for a machine that has one'
 	@echo 'make bench   measure against a process pool and plain Dask (ARGS=... are passed on)'
 	@echo 'make pictures  take the pictures of JupyterLab that the README shows'
 	@echo 'make clean   remove the environments and what was built'
@@ -33,7 +34,7 @@ demo: .venv/.demo
 lab: .venv/.lab
 	@$(VENV) -m jupyterlab notebooks/01-grid-search.ipynb $(ARGS)
 
-test: test-main test-gpu test-next
+test: test-main test-cuda test-next
 
 check: lint
 	$(VENV) -m pytest -m 'not slow and not chaos' tests/test_*.py tests/engine $(ARGS)
@@ -44,15 +45,19 @@ lint: .venv/.test
 	$(VENV) -m mypy
 
 test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test .venv-gpu/.test | chromium
-	$(VENV) -m pytest -m 'not chaos' --ignore tests/gpus/cuda $(ARGS)
+	$(VENV) -m pytest -m 'not chaos' --ignore tests/gpus/cuda --ignore tests/gpus/real $(ARGS)
 
 # The real dask-cuda, with the Dask that it pins, over libraries that stand for NVIDIA's. They are
 # built by the machine's C compiler; without one these tests fail.
-test-gpu: .venv-gpu/.test | test-main
+test-cuda: .venv-gpu/.test | test-main
 	$(GPU) -m pytest -p no:cacheprovider tests/gpus/cuda
 
+# On the GPUs that this machine really has; without one they fail.
+gpu-test: .venv-gpu/.test
+	$(GPU) -m pytest -p no:cacheprovider tests/gpus/real
+
 # A shorter set on a newer CPython, where the machine has one, with the oldest Dask that we support.
-test-next: .venv-next/.test | test-gpu
+test-next: .venv-next/.test | test-cuda
 	@if [ -e .venv-next/.test ]; then \
 		echo "$$($(NEXT) -V) with dask 2026.7.1:"; \
 		$(NEXT) -m pytest -p no:cacheprovider -m 'not chaos' tests/engine tests/surface; \
@@ -61,7 +66,7 @@ test-next: .venv-next/.test | test-gpu
 	fi
 
 chaos: .venv/.test
-	$(VENV) -m pytest -m chaos --ignore tests/gpus/cuda $(ARGS)
+	$(VENV) -m pytest -m chaos --ignore tests/gpus/cuda --ignore tests/gpus/real $(ARGS)
 
 bench: .venv/.test
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)

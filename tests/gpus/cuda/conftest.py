@@ -56,7 +56,7 @@ def lives(group):
 def has_dask_cuda():
     """Not skipped where it is missing: these tests would be taken for passed."""
     if importlib.util.find_spec("dask_cuda") is None:
-        pytest.fail("these tests need dask-cuda: run make test-gpu")
+        pytest.fail("these tests need dask-cuda: run make test-cuda")
 
 
 @pytest.fixture
