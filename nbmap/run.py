@@ -131,6 +131,7 @@ class Run:
         self._max_failures = max_failures
         self._iterated = False
         self._errors: dict[int, BaseException] = {}
+        self._retried: Run | None = None
 
     # -- taking outputs
 
@@ -569,7 +570,13 @@ class Run:
             msg = "run.retry() is for a run that has ended: wait for it, or cancel it first"
             raise RunError(msg)
         again: Run = self._driver.owner.today()._again(self)  # type: ignore[attr-defined] # noqa: SLF001
+        self._retried = again
         return again
+
+    @property
+    def retried(self) -> Run | None:
+        """The newest run that `retry()`, or the Retry button, has made of this one; or None."""
+        return self._retried
 
     def _like(self, driver: Driver) -> Run:
         """Return a run that hands out its outputs as this one does."""

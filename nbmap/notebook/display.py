@@ -73,7 +73,9 @@ class Cells:
         from ..view.widget import View, answer
 
         kernel.answer_requests(answer)
-        view = self._views[run] = View(run, self)
+        above = watch.under.get()
+        view = View(run, self, under=above if isinstance(above, View) else None)
+        self._views[run] = view
         return view
 
     def show_again(self, run: Watched) -> bool:

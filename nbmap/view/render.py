@@ -190,6 +190,13 @@ def traceback(failure: Failure) -> str:
     return plain(failure.traceback or failure.message, _PAGE_TRACEBACK, newlines=True)
 
 
+def about(failure: Failure) -> str:
+    """Write what is known of a failure besides: its kind, the attempts, the worker."""
+    kind = _FAILED.get(failure.kind, "failed")
+    parts = [kind, f"attempt {failure.attempts}", plain(failure.worker, 80)]
+    return " · ".join(part for part in parts if part)
+
+
 def failure(line: FailureLine | Failure) -> str:
     """Write one failed input in one line."""
     value = f" ({plain(line.input, 80)})" if line.input else ""

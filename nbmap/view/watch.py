@@ -40,6 +40,8 @@ class Watched(Protocol):
     takeovers: list[tuple[int, int, int]]  # input, attempt, output that it took over at
     on_print: Callable[[int, str, str], None] | None
     on_wait: Callable[[], None] | None
+    keep: bool
+    front: object  # what the user has of it, until it has ended
 
     @property
     def over(self) -> bool:
@@ -51,8 +53,8 @@ class Watched(Protocol):
     def statuses(self) -> Statuses:
         """Return how far each input is."""
 
-    def cancel(self) -> None:
-        """Cancel it."""
+    def cancel(self, index: int = -1) -> None:
+        """Cancel it, or one of its inputs."""
 
 
 class Notebook(Protocol):
@@ -66,6 +68,8 @@ class Notebook(Protocol):
 
 
 notebook: Notebook | None = None  # set by nbmap.notebook
+# The view under which runs are shown that are made in this context, and not in a cell.
+under: contextvars.ContextVar[object] = contextvars.ContextVar("nbmap_under", default=None)
 
 
 class Watch:

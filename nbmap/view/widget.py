@@ -11,13 +11,15 @@ Messages, as `tests/decisions/008-what-a-notebook-keeps.md` describes them::
     kernel ──▶ browser   key     head, failures; all statuses as bytes
                          delta   head, new failures; the statuses that changed, as ranges
                          answer  to one request
-    browser ──▶ kernel   hello · cancel · detail     each with an id; may come twice
+    browser ──▶ kernel   hello · cancel · retry · detail   each with an id; may come twice
 """
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ import anywidget
 import traitlets
 
 from ..engine.model import SHOWN_STATUSES, Failure, Snapshot, Statuses
-from . import render
+from . import render, watch
 from .cells import MOST, Cells, Range, packed
 from .watch import Watched
 
@@ -43,6 +45,7 @@ STATIC_EVERY = 1.0  # seconds between two states of the HTML where no browser sh
 SAVED_EVERY = 30.0  # the same where one does: for a notebook that is saved meanwhile
 STILL = 1.0  # seconds after which a run in which nothing has changed says so
 FAILURES = 200  # that a browser is told of
+BELOW = 4  # of those that ran a run again, how many its output shows
 KEPT = 20  # ended runs whose widgets stay, for a page that is loaded again
 
 CANCELLED = SHOWN_STATUSES.index("cancelled")
@@ -94,6 +97,8 @@ class Model(anywidget.AnyWidget):
 
 _views: WeakValueDictionary[str, View] = WeakValueDictionary()  # by id
 _kept: deque[View] = deque()  # ended, and their widgets are open
+# What is kept of ended runs so that the button can run them again though no variable has them.
+_retryable: deque[object] = deque(maxlen=3)
 
 
 def answer(run: str, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -113,8 +118,11 @@ def answer(run: str, body: dict[str, Any]) -> dict[str, Any] | None:
 class View:
     """One run in the notebook; the view thread updates it, requests come on other threads."""
 
-    def __init__(self, run: Watched, page: Page) -> None:
+    def __init__(self, run: Watched, page: Page, under: View | None = None) -> None:
         self.id = uuid4().hex
+        self._above = under  # whose output this one is shown in, below it
+        self.top: View = self if under is None else under.top
+        self.below: list[View] = []
         self._run: Watched | None = run
         self._name = run.name
         self._prints = run.prints
@@ -128,6 +136,10 @@ class View:
         self._cell: str | None = None
         self._snapshot = run.snapshot()
         self._cells = Cells()
+        self._front = run.front if run.keep else None  # by which it can be run again
+        self._again: Callable[[], Any] = lambda: None  # returns that, while anybody keeps it
+        self._remark = ""  # what has become of a request to run it again
+        self._requests: set[str] = set()  # to do that, which may come twice
         self._lock = threading.Lock()  # of the four below, never held while something is sent
         self._greeted: set[str] = set()  # requests of pages that said hello
         self._heard = False
@@ -139,7 +151,11 @@ class View:
         self._seen_failures = 0
         self._published = self._began
         _views[self.id] = self
-        self.show()
+        if under is None:
+            self.show()
+        else:
+            self.top.below.append(self)
+            self.top.publish()
 
     # -- in the cell
 
@@ -150,11 +166,12 @@ class View:
             return
         self._cell = cell
         snapshot = self._snapshot
-        self._outputs.add(self._page.show(self._bundle(), self.id))
+        self._outputs.add(self._page.show(self._with_those_below(), self.id))
         if snapshot is not self._snapshot:  # which may have been the last, published before
-            self._publish()
+            self.publish()
 
-    def _bundle(self) -> Bundle:
+    def bundle(self) -> Bundle:
+        """Return what the notebook keeps of it."""
         s = self._snapshot
         bundle: Bundle = {
             "text/plain": render.pages_text(s, self._failures),
@@ -174,11 +191,25 @@ class View:
             }
         return bundle
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Bring up to date what is displayed of it."""
         self._published = time.monotonic()
-        bundle = self._bundle()
+        bundle = self._with_those_below()
         for output in list(self._outputs):
             output.update(bundle)
+        if self.top is not self:
+            self.top.publish()
+
+    def _with_those_below(self) -> Bundle:
+        """Return what is shown where this was displayed: it, and the newest that ran it again."""
+        bundle = self.bundle()
+        for view in self.below[-BELOW:]:
+            other = view.bundle()
+            bundle["text/plain"] += "\n" + other["text/plain"]
+            bundle["text/html"] += other["text/html"]
+            if WIDGET_MIME in other:
+                bundle[WIDGET_MIME] = other[WIDGET_MIME]
+        return bundle
 
     # -- on the view thread
 
@@ -187,10 +218,10 @@ class View:
         self._snapshot = snapshot
         if not self._lasts:
             self._lasts = True
-            if self._page.watched():
+            if self._is_watched():
                 name = render.plain(self._name, 60)
                 self._model = Model(self._receive, run=self.id, name=name, mounts=self._page.mounts)
-            self._publish()
+            self.publish()
         now = time.monotonic()
         every = STATIC_EVERY
         if self._heard:
@@ -199,7 +230,15 @@ class View:
         elif self._model is not None and now - self._began < HELLO:
             return
         if now - self._published > every:
-            self._publish()
+            self.publish()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a browser has been given a widget for it."""
+        return self._model is not None
+
+    def _is_watched(self) -> bool:
+        return self._page.watched() if self._above is None else self._above.is_live
 
     def printed(self, index: int, stream: str, text: str) -> None:
         """Prints stay with their input until somebody asks for them."""
@@ -207,6 +246,7 @@ class View:
     def close(self, snapshot: Snapshot) -> None:
         """Show how the run ended."""
         self._snapshot = snapshot
+        self._may_retry()
         if self._model is not None:
             self._tell()
             with self._lock:
@@ -220,7 +260,15 @@ class View:
                 self._model.close()
         self._ended = True
         self._run = None  # which may hold every output
-        self._publish()
+        self.publish()
+
+    def _may_retry(self) -> None:
+        """Keep the run where there is something to run again, for the button."""
+        front, self._front = self._front, None
+        s = self._snapshot
+        if front is not None and s.total not in {s.done, 0}:
+            self._again = weakref.ref(front)
+            _retryable.append(front)
 
     def _keep(self) -> None:
         _kept.append(self)
@@ -288,7 +336,8 @@ class View:
             "cells": cells if cells <= MOST else 0,
             "counts": [s.waiting + s.sent, s.running, s.done, s.failed, s.cancelled],
             "line": render.line(s),
-            "note": render.plain(s.note),
+            "note": render.plain(self._remark or s.note),
+            "retry": self._again() is not None,
             "gpus": render.gpus(s),
         }
 
@@ -305,10 +354,38 @@ class View:
         if what == "hello":
             self._welcome(str(body.get("rid")))
         elif what == "cancel" and (run := self._run) is not None:
-            run.cancel()
+            index = body.get("index")
+            run.cancel(index if isinstance(index, int) else -1)
+        elif what == "retry":
+            self._retry(str(body.get("rid")))
         elif what == "detail" and isinstance(index := body.get("index"), int):
             return self._detail(index)
         return {"ok": True}
+
+    def _retry(self, rid: str) -> None:
+        """Run again what was not done, shown below; on a thread, as that pickles user code."""
+        with self._lock:
+            if rid in self._requests:
+                return
+            self._requests.add(rid)
+
+        def run_again() -> None:
+            watch.under.set(self)
+            front = self._again()
+            try:
+                if front is None:
+                    self._remark = "the run is not kept any more: map the inputs again"
+                else:
+                    front.retry()
+                    self._again = lambda: None
+                    self._remark = "run again below; the outputs are those of run.retried"
+            except Exception as error:
+                self._remark = f"it can't be run again: {error}"
+            self._send_key()
+
+        threading.Thread(
+            target=contextvars.copy_context().run, args=(run_again,), name="nbmap-retry"
+        ).start()
 
     def _welcome(self, rid: str) -> None:
         with self._lock:
@@ -343,6 +420,8 @@ def _shown(failures: Sequence[Failure]) -> list[dict[str, Any]]:
             "type": render.plain(failure.type, 80),
             "message": render.plain(failure.message, 500) or failure.kind,
             "traceback": render.traceback(failure),
+            "about": render.about(failure),
+            "replay": f"run.replay({failure.index})",
         }
         for failure in failures
     ]

@@ -412,3 +412,80 @@ def test_a_long_call_is_shown_and_can_be_cancelled(lab):
     live.cancel.click()
     notebook.wait_idle(2)
     assert "Cancelled" in notebook.text(2)
+
+
+def test_v10_retry_runs_below_what_has_failed(lab):
+    """A new view under the old one takes over what is done; the old button is gone then."""
+    notebook = opened(
+        lab,
+        "import os, pathlib\n"
+        "there = pathlib.Path('mended').absolute()\n"
+        "calls = pathlib.Path('calls').absolute()\n"
+        "@nbmap.remote\n"
+        "def fragile(x):\n"
+        "    with calls.open('a') as file:\n"
+        "        file.write(f'{x} ')\n"
+        "    time.sleep(0.5)\n"
+        "    if x % 4 == 1 and not there.exists():\n"
+        "        raise ValueError(f'no {x}')\n"
+        "    return x\n"
+        "run = fragile.map(range(12), return_exceptions=True)\n"
+        "outputs = list(run)",
+        "there.touch()",
+        "print(sorted(map(int, calls.read_text().split())), run.retried.results())",
+    )
+    notebook.run(1)
+    views = notebook.output(1).locator(".nbmap")
+    old = Live(notebook, 1)
+    first = views.first
+    expect(first.locator(".nbmap-line")).to_contain_text("12/12")
+    retry = first.get_by_role("button", name="Retry")
+    failure = first.locator(".nbmap-failures tbody details").first
+    failure.locator("summary").click()
+    about = first.locator(".nbmap-about").first
+    expect(about).to_contain_text("failed · attempt 1 · tls://")
+    expect(about.locator("code")).to_have_text("run.replay(1)")
+    expect(about.get_by_role("button", name="Copy traceback")).to_be_visible()
+    notebook.screenshot("failed-with-retry")
+    notebook.run(2)
+    notebook.wait_idle(2)
+    retry.click()
+    expect(views).to_have_count(2)
+    expect(views.nth(1).locator(".nbmap-line")).to_contain_text("12/12 (100%)")
+    expect(views.nth(1).locator(".nbmap-legend b[data-status=done]")).to_have_text("12")
+    expect(retry).to_be_hidden()
+    expect(views.nth(1).get_by_role("button", name="Retry")).to_be_hidden()
+    expect(old.root.first.locator(".nbmap-legend b[data-status=failed]")).to_have_text("3")
+    notebook.screenshot("retried")
+    notebook.run(3)
+    again = [*range(12), 1, 5, 9]
+    expect(notebook.output(3)).to_contain_text(f"{sorted(again)} {[*range(12)]}")
+
+
+def test_v10_one_input_is_cancelled_from_its_details(lab):
+    """The others go on; what was cancelled can be run again."""
+    notebook = opened(
+        lab,
+        "import pathlib\n"
+        "go = pathlib.Path('go').absolute()\n"
+        "@nbmap.remote\n"
+        "def wait(x):\n"
+        "    while not go.exists():\n"
+        "        time.sleep(0.01)\n"
+        "    return x\n"
+        "run = wait.map(range(4), return_exceptions=True)",
+        "go.touch()\nrun.wait()\nprint(run.counts)",
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    live.grid.focus()
+    live.grid.press("Home")
+    live.grid.press("Enter")
+    button = live.root.get_by_role("button", name="Cancel this input")
+    button.click()
+    expect(live.count("cancelled")).to_have_text("1")
+    expect(button).to_be_hidden()
+    notebook.run(2)
+    expect(notebook.output(2)).to_contain_text("'done': 3, 'failed': 0, 'cancelled': 1")
+    expect(live.root.get_by_role("button", name="Retry")).to_be_visible()

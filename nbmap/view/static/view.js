@@ -391,8 +391,13 @@ class View {
     this.cancel = element("button", "nbmap-cancel", "Cancel");
     this.cancel.type = "button";
     this.cancel.addEventListener("click", () => this.cancelRun());
+    this.retry = element("button", "nbmap-retry", "Retry");
+    this.retry.type = "button";
+    this.retry.title = "Run again, below, what has failed, was cancelled or never ran";
+    this.retry.addEventListener("click", () => this.retryRun());
     const top = element("div", "nbmap-top");
-    top.append(element("span", "nbmap-name", run.model.get("name")), this.line, this.cancel);
+    const name = element("span", "nbmap-name", run.model.get("name"));
+    top.append(name, this.line, this.cancel, this.retry);
     this.note = element("div", "nbmap-note nbmap-remark");
     this.gpus = element("div", "nbmap-note nbmap-remark nbmap-gpus");
     this.bar = this.makeBar();
@@ -547,6 +552,7 @@ class View {
       this.focused.focus({ preventScroll: true });
     }
     this.cancel.hidden = over;
+    this.retry.hidden = !over || !head.retry;
   }
 
   drawGrid() {
@@ -593,6 +599,33 @@ class View {
     }
   }
 
+  async retryRun() {
+    if (this.retry.getAttribute("aria-disabled")) return;
+    this.retry.setAttribute("aria-disabled", "true");
+    setText(this.retry, "Retrying…");
+    try {
+      await this.run.request({ type: "retry" });
+    } catch {
+      setText(this.note, "The kernel did not answer. run.retry() in a cell does the same.");
+    }
+    this.retry.removeAttribute("aria-disabled");
+    setText(this.retry, "Retry");
+  }
+
+  // The button that cancels one input, while it has not ended.
+  cancelOne(index) {
+    if (this.run.column[index] > RUNNING || !this.run.running) return [];
+    const button = element("button", "nbmap-small", "Cancel this input");
+    button.type = "button";
+    button.addEventListener("click", async () => {
+      button.setAttribute("aria-disabled", "true");
+      setText(button, "Cancelling…");
+      await this.run.request({ type: "cancel", index }).catch(() => {});
+      button.remove();
+    });
+    return [button];
+  }
+
   async showDetail(index) {
     const asked = ++this.asked;
     this.detail.hidden = false;
@@ -607,7 +640,7 @@ class View {
       printed.setAttribute("aria-label", `what input ${number(index)} has printed`);
       printed.tabIndex = 0;
       const traceback = told.traceback ? [element("pre", "nbmap-traceback", told.traceback)] : [];
-      this.detail.replaceChildren(title, ...input, printed, ...traceback);
+      this.detail.replaceChildren(title, ...input, ...this.cancelOne(index), printed, ...traceback);
     } catch {
       if (asked !== this.asked) return;
       this.detail.append(element("span", "nbmap-note", "The kernel did not answer."));
@@ -637,7 +670,12 @@ function failureRows(failure) {
   const text = element("pre", "nbmap-traceback");
   const wide = element("td");
   wide.colSpan = 4;
-  wide.append(text);
+  const about = element("div", "nbmap-about");
+  const replay = element("code", "", failure.replay);
+  replay.title = "Runs this input in the kernel itself, for %debug";
+  about.append(element("span", "nbmap-note", failure.about), replay);
+  about.append(copyButton("Copy traceback", failure.traceback));
+  wide.append(about, text);
   const under = element("tr");
   under.hidden = true;
   under.append(wide);
@@ -646,6 +684,21 @@ function failureRows(failure) {
     under.hidden = !details.open;
   });
   return [row, under];
+}
+
+function copyButton(label, text) {
+  const button = element("button", "nbmap-small", label);
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      setText(button, "Copied");
+    } catch {
+      setText(button, "Select the text to copy it"); // a page without the right to the clipboard
+    }
+    setTimeout(() => setText(button, label), 2000);
+  });
+  return button;
 }
 
 // --- into the page ----------------------------------------------------------------------------
