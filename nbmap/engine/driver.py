@@ -17,7 +17,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
@@ -51,6 +51,7 @@ from .model import (
 from .outcomes import EMPTY, Outcomes, Sealed
 from .pickling import Unloadable, concat, cut, load_or_error, parts, safe_repr, unpack
 from .reading import Reader, Refused, pickle_inputs
+from .recent import Recent
 from .streams import Segment, Streams
 from .transport import ENDED, Fate, Loss, Transport
 
@@ -202,6 +203,7 @@ class Driver:
         # what views show
         self.prints: dict[int, list[str]] = {}  # of each input, as they came
         self.first_failures: list[Failure] = []  # in order of arrival
+        self.recent = Recent()  # the newest outputs
         self._printed = 0
         self._made = _clock()
         self._ended: float | None = None
@@ -451,7 +453,7 @@ class Driver:
                     self.transport.engine.call(self._process_opened, opened)
                     return
                 message, worker = item
-                values = None
+                values, texts = None, []
                 if isinstance(message, (Out, Yield)) and message.counts is not None:
                     packed = Pack(message.n, list(message.counts), message.frames)
                     failed = set()
@@ -461,25 +463,33 @@ class Driver:
                         None if at in failed else load_or_error(frames)
                         for at, frames in enumerate(parts(packed))
                     ]
-                opened.append((message, worker, values))
+                    if self.recent.due():  # here, since it runs the user's code
+                        texts = self.recent.written(values)
+                opened.append((message, worker, values, texts))
             self.transport.engine.call(self._process_opened, opened)
 
     def _process_opened(self, opened: list[Any]) -> None:
-        for message, worker, values in opened:
+        for message, worker, values, texts in opened:
             if isinstance(message, Loss):
                 self._lose(message)
             else:
-                self._process(message, worker, values)
+                self._process(message, worker, values, texts)
         if not self.over:
             self.transport.wake()
 
     # -- the engine's thread: messages to events
 
-    def _process(self, message: Message, worker: str, values: list[Any] | None) -> None:
+    def _process(
+        self,
+        message: Message,
+        worker: str,
+        values: list[Any] | None,
+        texts: Sequence[tuple[int, str]] = (),
+    ) -> None:
         if isinstance(message, Out):
-            self._outcomes(message, worker, values)
+            self._outcomes(message, worker, values, texts)
         elif isinstance(message, Yield):
-            self._outputs(message, worker, values)
+            self._outputs(message, worker, values, texts)
         elif isinstance(message, Mark):
             self._began(message)
         elif isinstance(message, Ask):
@@ -494,7 +504,13 @@ class Driver:
             ended = state.Ended(message.chunk, message.ran, message.seconds)
             self._apply(self._state.handle(ended))
 
-    def _outcomes(self, message: Out, worker: str, values: list[Any] | None) -> None:
+    def _outcomes(
+        self,
+        message: Out,
+        worker: str,
+        values: list[Any] | None,
+        texts: Sequence[tuple[int, str]],
+    ) -> None:
         if message.chunk not in self._state.flights:
             return  # of a lease that was given up, or after the grace
         failures = _failures(message)
@@ -517,6 +533,11 @@ class Driver:
             0 if self.rules.stream else size_of(message.frames),
         )
         effects = self._state.handle(got)
+        if self.rules.stream:
+            texts = ()  # what a generator returns is nobody's
+        elif values is None and self.recent.due():
+            plain = unpack(Pack(message.n, None, message.frames[:1]))
+            texts = [(at, text) for at, text in self.recent.written(plain) if text != "None"]
         if self.keep:
             self.ledger.append((message.start, message.n, worker, message.seconds))
         if values is None and not failures and not self.rules.stream:
@@ -529,6 +550,9 @@ class Driver:
             if isinstance(effect, state.Accept):
                 start, stop = effect.start - message.start, effect.stop - message.start
                 self._store(effect.start, values[start:stop])
+                for at, text in texts:
+                    if start <= at < stop and type(values[at]) is not Failure:
+                        self.recent.add(message.start + at, text)
         self._apply(effects)
 
     def _unloadable(self, index: int, value: Unloadable) -> Failure:
@@ -537,7 +561,13 @@ class Driver:
         told = load_repr(self._packed(index, index + 1))
         return Failure(index, UNPICKLABLE, kind, text, input=told)
 
-    def _outputs(self, message: Yield, worker: str, values: list[Any] | None) -> None:
+    def _outputs(
+        self,
+        message: Yield,
+        worker: str,
+        values: list[Any] | None,
+        texts: Sequence[tuple[int, str]],
+    ) -> None:
         """Take outputs of a generator."""
         flight = self._state.flights.get(message.chunk)
         if flight is None or not isinstance(self.outcomes, Streams):
@@ -555,6 +585,11 @@ class Driver:
             segment = Segment(index, n, message.nbytes * n // message.n, values, frame)
             attempt = self._state.attempts(index)
             new = self.outcomes.add(index, message.seq, attempt, segment) if n else 0
+            if values is None and new and self.recent.due():
+                texts = self.recent.written(unpack(Pack(n, None, message.frames[:1])))
+            for at, text in texts if new else ():  # of a further attempt the last ones are new
+                if n - segment.n <= at < n:
+                    self.recent.add(index, text)
         if bad:
             self._spoiled.setdefault(index, failure)
         yielded = state.Yielded(message.chunk, index, message.nbytes, new)

@@ -49,6 +49,7 @@ _ENDED = {
     "broken": "its cluster ended after {}",
 }
 _PAGE_FAILURES = 20
+_OUTPUTS = 10  # of the newest, that a page keeps
 _GPUS = 16  # that are shown of a run's
 _GIB = 1 << 30
 _PAGE_TRACEBACK = 8_000  # characters of one
@@ -214,6 +215,7 @@ def page(
     mount: str,
     clock: str = "",
     unshown: bool = False,
+    outputs: Sequence[tuple[int, str]] = (),
 ) -> str:
     """Write a run as the HTML that a notebook saves: counts, and the first failures.
 
@@ -223,6 +225,7 @@ def page(
         mount: names the run to the widget, which shows itself in this element.
         clock: the time of the snapshot as text, for a run that goes on.
         unshown: the run is so young or was so short that a line says it all.
+        outputs: the newest, as (input, text).
 
     Returns:
         One `div`, of at most 64 KiB.
@@ -239,6 +242,10 @@ def page(
             body += _counts_table(s)
             body += "".join(f"<p>{_html(line)}</p>" for line in gpus(s))
         body += _failures_table(failures[:_PAGE_FAILURES], s.failed)
+        if outputs and not unshown:
+            lines = "\n".join(f"{index:,}: {plain(text)}" for index, text in outputs[-_OUTPUTS:])
+            told = f"<summary>newest outputs</summary><pre>{_html(lines)}</pre>"
+            body += f"<details>{told}</details>"
     return f'<div class="nbmap-mount nbmap-mount-{_html(mount)}">{body}</div>'
 
 

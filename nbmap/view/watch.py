@@ -20,6 +20,7 @@ from typing import Protocol
 
 from ..engine.interrupts import Gate, start_thread
 from ..engine.model import Failure, Snapshot, Statuses
+from ..engine.recent import Recent
 from .terminal import Display, open_display
 
 logger = logging.getLogger("nbmap")
@@ -37,6 +38,8 @@ class Watched(Protocol):
     name: str
     prints: dict[int, list[str]]
     first_failures: list[Failure]
+    recent: Recent
+    streams: bool  # whether its function is a generator's
     takeovers: list[tuple[int, int, int]]  # input, attempt, output that it took over at
     on_print: Callable[[int, str, str], None] | None
     on_wait: Callable[[], None] | None

@@ -31,6 +31,7 @@ import anywidget
 import traitlets
 
 from ..engine.model import SHOWN_STATUSES, Failure, Snapshot, Statuses
+from ..engine.recent import Line
 from . import render, watch
 from .cells import MOST, Cells, Range, packed
 from .watch import Watched
@@ -128,6 +129,8 @@ class View:
         self._prints = run.prints
         self._failures = run.first_failures
         self._takeovers = run.takeovers
+        self._recent = run.recent
+        self._streams = run.streams
         self._page = page
         self._began = time.monotonic()
         self._lasts = False  # longer than a line is worth
@@ -148,6 +151,7 @@ class View:
         self._told: tuple[Any, ...] = ()  # what the last message said
         self._told_at = 0.0
         self._told_failures = 0
+        self._told_lines = 0  # the number of the last one
         self._seen_failures = 0
         self._published = self._began
         _views[self.id] = self
@@ -180,6 +184,7 @@ class View:
                 self._failures,
                 mount=self.id,
                 clock=time.strftime("%H:%M:%S"),
+                outputs=[(index, text) for _, index, text in self._recent.since(0)],
                 unshown=not self._lasts,
             ),
         }
@@ -295,11 +300,18 @@ class View:
         s, now = self._snapshot, time.monotonic()
         state = (s.status, s.total, s.done, s.failed, s.cancelled, s.running, s.note, s.gpus)
         new = self._failures[self._told_failures : FAILURES]
-        if changes == [] and not new and state == self._told and now - self._told_at < STILL:
+        lines = self._recent.since(self._told_lines)
+        if (
+            changes == []
+            and not new
+            and not lines
+            and state == self._told
+            and now - self._told_at < STILL
+        ):
             return
         self._told, self._told_at = state, now
         self._told_failures += len(new)
-        self._send_state("delta", new, changes)
+        self._send_state("delta", new, changes, lines)
 
     def _statuses(self, run: Watched) -> Statuses:
         """Return how far each input is; what an ended run will not read is cancelled as well."""
@@ -312,13 +324,22 @@ class View:
     def _send_key(self) -> None:
         known = self._failures[:FAILURES]
         self._told_failures = len(known)
-        self._send_state("key", known, Cells().take(Statuses(0, self._cells.column)))
+        changes = Cells().take(Statuses(0, self._cells.column))
+        self._send_state("key", known, changes, self._recent.since(0))
 
-    def _send_state(self, kind: str, failures: list[Failure], changes: list[Range] | None) -> None:
+    def _send_state(
+        self,
+        kind: str,
+        failures: list[Failure],
+        changes: list[Range] | None,
+        lines: list[Line],
+    ) -> None:
+        self._told_lines = lines[-1][0] if lines else self._told_lines
         message = {
             "type": kind,
             "head": self._head(),
             "failures": _shown(failures),
+            "outputs": [[index, render.plain(text)] for _, index, text in lines],
             "ranges": None if changes is None else len(changes),
         }
         self._send(message, [self._cells.column if changes is None else packed(changes)])
@@ -338,6 +359,7 @@ class View:
             "line": render.line(s),
             "note": render.plain(self._remark or s.note),
             "retry": self._again() is not None,
+            "streams": self._streams,
             "gpus": render.gpus(s),
         }
 

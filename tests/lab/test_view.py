@@ -489,3 +489,61 @@ def test_v10_one_input_is_cancelled_from_its_details(lab):
     notebook.run(2)
     expect(notebook.output(2)).to_contain_text("'done': 3, 'failed': 0, 'cancelled': 1")
     expect(live.root.get_by_role("button", name="Retry")).to_be_visible()
+
+
+def test_v11_outputs_of_generators_appear_while_they_run(lab):
+    """The newest 200 are kept; who has scrolled up is left there; the saved page has the last."""
+    notebook = opened(
+        lab,
+        "import pathlib\n"
+        "go = pathlib.Path('stream').absolute()\n"
+        "@nbmap.remote\n"
+        "def train(lr):\n"
+        "    for epoch in range(30):\n"
+        "        time.sleep(0.02)\n"
+        "        yield {'epoch': epoch, 'loss': lr / (epoch + 1), 'note': '<b>&'}\n"
+        "    while not go.exists():\n"
+        "        time.sleep(0.01)\n"
+        "    for n in range(400):\n"
+        "        time.sleep(0.005)\n"
+        "        yield n\n"
+        "run = train.map([0.5, 0.25])",
+        "go.touch()\nrun.wait()",
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    lines = live.root.locator(".nbmap-lines > li")
+    expect(lines).to_have_count(60)
+    expect(lines.last).to_contain_text("{'epoch': 29, 'loss': 0.0")
+    expect(lines.last).to_contain_text("'note': '<b>&'}")
+    expect(live.count("running")).to_have_text("2")
+    notebook.screenshot("streaming")
+    pane = live.root.locator(".nbmap-lines")
+
+    def top():
+        return pane.evaluate("e => [e.scrollTop, e.scrollHeight - e.clientHeight - e.scrollTop]")
+
+    assert top()[1] < 4  # it follows
+    pane.evaluate("e => { e.scrollTop = 10 }")
+    notebook.run(2)
+    expect(live.line).to_contain_text("2/2 (100%)")
+    expect(lines).to_have_count(200)
+    assert top()[1] > 100
+    assert notebook.console_errors == []
+    notebook.save()
+    saved = lab.to_html(notebook.path)
+    page = lab.open_html(saved).page
+    kept = page.locator("details", has_text="newest outputs").locator("pre")
+    expect(kept).to_contain_text(re.compile(r"[01]: 39\d"))  # fast ones are not all looked at
+
+
+def test_v11_what_functions_return_is_there_on_a_click(lab):
+    """The pane is closed at first."""
+    notebook = opened(lab, "run = work.map(range(4))")
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.line).to_contain_text("4/4 (100%)")
+    lines = live.root.locator(".nbmap-lines > li")
+    expect(lines).to_have_count(0)
+    live.root.get_by_text("newest outputs").click()
+    expect(lines).to_have_text([f"{x} {x}" for x in range(4)])

@@ -20,6 +20,8 @@ const GLYPH_FROM = 11; // pixels of a cell that has room for a glyph
 const CURSOR_MIN = 8; // pixels of the frame around the cell that the keyboard is at
 const RANGES = 10_000; // changes between two frames from which on the whole grid is painted
 
+const OUTPUTS = 200; // lines of the newest outputs
+
 const ACK = 250; // ms until a request goes to the control channel as well
 const PATIENCE = 8000; // ms until a request counts as unanswered
 const SPOKEN = 5000; // ms between two sentences for a screen reader
@@ -54,6 +56,9 @@ class Run {
     this.head = null; // counts and texts, null until the kernel has answered
     this.column = new Uint8Array(0); // a status for every input
     this.failures = [];
+    this.outputs = []; // [number, input, text] of the newest
+    this.outputsTold = 0;
+    this.keys = 0; // messages that told all anew
     this.views = new Set();
     this.pending = new Map(); // requests without an answer, by id
     this.onMessage = (message, buffers) => this.receive(message, buffers ?? []);
@@ -67,6 +72,8 @@ class Run {
 
   receive(message, buffers) {
     if (message.type === "key") {
+      this.outputs = [];
+      this.keys++;
       this.failures = message.failures; // those that were told before and the new ones
       this.column = new Uint8Array(0);
       this.take(message, bytesOf(buffers[0]), true);
@@ -78,8 +85,10 @@ class Run {
     }
   }
 
-  take({ head, ranges: count }, bytes, isNew) {
+  take({ head, ranges: count, outputs }, bytes, isNew) {
     this.head = head;
+    for (const [index, text] of outputs) this.outputs.push([++this.outputsTold, index, text]);
+    this.outputs.splice(0, this.outputs.length - OUTPUTS);
     const whole = isNew || count === null || head.cells !== this.column.length;
     if (whole) {
       const column = new Uint8Array(head.cells);
@@ -406,10 +415,11 @@ class View {
     this.detail = element("div", "nbmap-detail");
     this.detail.hidden = true;
     this.failures = this.makeFailures();
+    this.outputs = this.makeOutputs();
     this.spoken = element("div", "nbmap-spoken");
     this.spoken.setAttribute("role", "status");
     const parts = [top, this.note, this.gpus, this.bar, this.legend, this.grid.canvas, this.grid.tip];
-    this.root.append(...parts, this.detail, this.failures, this.spoken);
+    this.root.append(...parts, this.detail, this.failures, this.outputs, this.spoken);
     this.spokenAt = 0;
     this.asked = 0; // how often an input was asked for
     this.rowsMade = 0;
@@ -496,6 +506,18 @@ class View {
     return box;
   }
 
+  makeOutputs() {
+    const box = element("details", "nbmap-outputs");
+    box.append(element("summary", "", "newest outputs"));
+    this.lines = element("ol", "nbmap-lines");
+    this.lines.tabIndex = 0;
+    this.lines.setAttribute("aria-label", "the newest outputs, by input");
+    box.append(this.lines);
+    box.addEventListener("toggle", () => this.redraw());
+    this.linesDrawn = 0; // the number of the last one
+    return box;
+  }
+
   // -- changes; they are drawn together, once a frame
 
   redraw() {
@@ -529,6 +551,7 @@ class View {
     this.drawCancel(head);
     this.drawGrid();
     this.drawFailures(head);
+    this.drawOutputs(head);
     this.speak(head);
   }
 
@@ -574,6 +597,31 @@ class View {
     const rest = known.length < total ? ` – the first ${number(known.length)} are shown` : "";
     setText(this.failuresTitle, `${number(total)} failed${rest}`);
     while (this.rowsMade < known.length) this.rows.append(...failureRows(known[this.rowsMade++]));
+  }
+
+  drawOutputs(head) {
+    const { outputs } = this.run;
+    const { lines } = this;
+    if (this.keyDrawn !== this.run.keys) {
+      lines.replaceChildren();
+      this.linesDrawn = 0;
+      // What functions return is less than what generators tell while they run.
+      if (this.keyDrawn === undefined) this.outputs.open = head.streams;
+      this.keyDrawn = this.run.keys;
+    }
+    this.outputs.hidden = outputs.length === 0;
+    if (!this.outputs.open) return;
+    // Who reads further up is left there.
+    const follows = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 4;
+    for (const [n, index, text] of outputs) {
+      if (n <= this.linesDrawn) continue;
+      const line = element("li");
+      line.append(element("span", "nbmap-note", number(index)), ` ${text}`);
+      lines.append(line);
+      this.linesDrawn = n;
+    }
+    while (lines.childElementCount > OUTPUTS) lines.firstElementChild.remove();
+    if (follows) lines.scrollTop = lines.scrollHeight;
   }
 
   speak(head) {
