@@ -52,6 +52,7 @@ from .outcomes import EMPTY, Outcomes, Sealed
 from .pickling import Unloadable, concat, cut, load_or_error, parts, safe_repr, unpack
 from .reading import Reader, Refused, pickle_inputs
 from .recent import Recent
+from .series import Series
 from .streams import Segment, Streams
 from .transport import ENDED, Fate, Loss, Transport
 
@@ -61,6 +62,7 @@ PROMPT = 0.1  # seconds that a function which was asked to stop keeps its place
 SECOND = 1.0  # seconds of grace for an input that had all of it once
 KEPT_INPUTS = 64 << 20  # bytes of inputs that are kept though they are done
 SETTLED = 2.0  # seconds after which a run has the leases that it is going to have
+FEW = 50  # outputs of a message that are always looked at for numbers; otherwise now and then
 FAILURES = 1000  # failures that a run keeps for its view, whether or not it keeps outcomes
 # From the state's bytes to those of a view: what was sent and not started waits.
 _SHOWN = bytes.maketrans(
@@ -204,6 +206,7 @@ class Driver:
         self.prints: dict[int, list[str]] = {}  # of each input, as they came
         self.first_failures: list[Failure] = []  # in order of arrival
         self.recent = Recent()  # the newest outputs
+        self.series = Series()  # the numbers among what generators yield
         self._printed = 0
         self._made = _clock()
         self._ended: float | None = None
@@ -585,15 +588,33 @@ class Driver:
             segment = Segment(index, n, message.nbytes * n // message.n, values, frame)
             attempt = self._state.attempts(index)
             new = self.outcomes.add(index, message.seq, attempt, segment) if n else 0
-            if values is None and new and self.recent.due():
-                texts = self.recent.written(unpack(Pack(n, None, message.frames[:1])))
-            for at, text in texts if new else ():  # of a further attempt the last ones are new
-                if n - segment.n <= at < n:
-                    self.recent.add(index, text)
+            if new:
+                self._show(message, n, n - segment.n, values, texts)
         if bad:
             self._spoiled.setdefault(index, failure)
         yielded = state.Yielded(message.chunk, index, message.nbytes, new)
         self._apply(self._state.handle(yielded))
+
+    def _show(
+        self,
+        message: Yield,
+        n: int,
+        first: int,
+        values: list[Any] | None,
+        texts: Sequence[tuple[int, str]],
+    ) -> None:
+        """Note for views what a generator has yielded; before `first` it was known already."""
+        look = values is None and self.recent.due()
+        if not (look or texts or n <= FEW):
+            return
+        if values is None:
+            values = unpack(Pack(n, None, message.frames[:1]))
+            texts = self.recent.written(values) if look else ()
+        for at, text in texts:
+            if first <= at < n:
+                self.recent.add(message.index, text)
+        for at in range(first, n):
+            self.series.add(message.index, message.seq + at, values[at])
 
     def _began(self, message: Mark) -> None:
         new = not self._state.loaded

@@ -21,6 +21,7 @@ from typing import Protocol
 from ..engine.interrupts import Gate, start_thread
 from ..engine.model import Failure, Snapshot, Statuses
 from ..engine.recent import Recent
+from ..engine.series import Series
 from .terminal import Display, open_display
 
 logger = logging.getLogger("nbmap")
@@ -39,6 +40,7 @@ class Watched(Protocol):
     prints: dict[int, list[str]]
     first_failures: list[Failure]
     recent: Recent
+    series: Series
     streams: bool  # whether its function is a generator's
     takeovers: list[tuple[int, int, int]]  # input, attempt, output that it took over at
     on_print: Callable[[int, str, str], None] | None

@@ -32,7 +32,8 @@ import traitlets
 
 from ..engine.model import SHOWN_STATUSES, Failure, Snapshot, Statuses
 from ..engine.recent import Line
-from . import render, watch
+from ..engine.series import Point
+from . import plot, render, watch
 from .cells import MOST, Cells, Range, packed
 from .watch import Watched
 
@@ -46,6 +47,8 @@ STATIC_EVERY = 1.0  # seconds between two states of the HTML where no browser sh
 SAVED_EVERY = 30.0  # the same where one does: for a notebook that is saved meanwhile
 STILL = 1.0  # seconds after which a run in which nothing has changed says so
 FAILURES = 200  # that a browser is told of
+POINTS = 400  # of the plot in one message, and in the first
+MOST_POINTS = 20_000
 BELOW = 4  # of those that ran a run again, how many its output shows
 KEPT = 20  # ended runs whose widgets stay, for a page that is loaded again
 
@@ -130,6 +133,7 @@ class View:
         self._failures = run.first_failures
         self._takeovers = run.takeovers
         self._recent = run.recent
+        self._series = run.series
         self._streams = run.streams
         self._page = page
         self._began = time.monotonic()
@@ -152,6 +156,7 @@ class View:
         self._told_at = 0.0
         self._told_failures = 0
         self._told_lines = 0  # the number of the last one
+        self._told_points = 0
         self._seen_failures = 0
         self._published = self._began
         _views[self.id] = self
@@ -185,6 +190,7 @@ class View:
                 mount=self.id,
                 clock=time.strftime("%H:%M:%S"),
                 outputs=[(index, text) for _, index, text in self._recent.since(0)],
+                plot=plot.image(self._series) if s.status != "running" else "",
                 unshown=not self._lasts,
             ),
         }
@@ -305,6 +311,7 @@ class View:
             changes == []
             and not new
             and not lines
+            and self._series.number == self._told_points
             and state == self._told
             and now - self._told_at < STILL
         ):
@@ -312,6 +319,20 @@ class View:
         self._told, self._told_at = state, now
         self._told_failures += len(new)
         self._send_state("delta", new, changes, lines)
+
+    def _plot(self, *, whole: bool) -> dict[str, Any] | None:
+        """Return the points that are new, or all curves; None where there is nothing to tell."""
+        series, told = self._series, self._told_points
+        self._told_points = series.number
+        if not self._told_points or (self._told_points == told and not whole):
+            return None
+        points = None if whole else series.since(told)
+        return {
+            "keys": [render.plain(key, 40) for key in series.keys],
+            "shown": series.shown(),
+            "curves": series.whole(MOST_POINTS) if points is None else None,
+            "points": [point[1:] for point in _thinned(points or [])],
+        }
 
     def _statuses(self, run: Watched) -> Statuses:
         """Return how far each input is; what an ended run will not read is cancelled as well."""
@@ -339,6 +360,7 @@ class View:
             "type": kind,
             "head": self._head(),
             "failures": _shown(failures),
+            "plot": self._plot(whole=kind == "key"),
             "outputs": [[index, render.plain(text)] for _, index, text in lines],
             "ranges": None if changes is None else len(changes),
         }
@@ -432,6 +454,11 @@ class View:
             "printed": render.printed("".join([*marks, *self._prints.get(index, [])])),
             "traceback": render.traceback(found[0]) if found else "",
         }
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """Leave points out where they are too many for one message."""
+    return points[:: max(1, -(-len(points) // POINTS))]
 
 
 def _shown(failures: Sequence[Failure]) -> list[dict[str, Any]]:

@@ -547,3 +547,50 @@ def test_v11_what_functions_return_is_there_on_a_click(lab):
     expect(lines).to_have_count(0)
     live.root.get_by_text("newest outputs").click()
     expect(lines).to_have_text([f"{x} {x}" for x in range(4)])
+
+
+def test_numbers_that_generators_yield_are_curves(lab):
+    """One for each input, with the key to choose, a logarithm, and the input under the pointer."""
+    notebook = opened(
+        lab,
+        "import math, pathlib\n"
+        "go = pathlib.Path('curves').absolute()\n"
+        "@nbmap.remote(concurrency=5)\n"
+        "def train(lr):\n"
+        "    for epoch in range(60):\n"
+        "        time.sleep(0.02)\n"
+        "        loss = math.exp(-lr * epoch) + 0.02 * math.sin(epoch)\n"
+        "        yield {'epoch': epoch, 'loss': loss, 'accuracy': 1 - loss / 2}\n"
+        "    while not go.exists():\n"
+        "        time.sleep(0.01)\n"
+        "run = train.map([0.01, 0.02, 0.05, 0.1, 0.2])",
+        "go.touch()\nrun.wait()",
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.root.locator(".nbmap-lines")).to_contain_text("59")
+    plot = live.root.locator(".nbmap-plot")
+    curves = plot.locator("canvas")
+    label = re.compile(r"loss of 5 inputs, output by output, from -0\.01998 to 1\.007$")
+    expect(curves).to_have_attribute("aria-label", label)
+    expect(plot.locator("option")).to_have_text(["epoch", "loss", "accuracy"])
+    notebook.screenshot("curves")
+    box = curves.bounding_box()
+    tip = plot.locator(".nbmap-note").last
+    curves.hover(position={"x": 64 + (box["width"] - 72) * 0.5, "y": 60})
+    expect(tip).to_have_text(re.compile(r"input 0: loss 0\.\d+ at output \d+"))
+    notebook.screenshot("curves-hover")
+    plot.get_by_label("log").check()
+    expect(curves).to_have_attribute("aria-label", re.compile(r"from [0-9.e-]+ to 1\.007$"))
+    plot.get_by_label("number that is shown").select_option("accuracy")
+    expect(curves).to_have_attribute("aria-label", re.compile("accuracy of 5 inputs"))
+    notebook.theme("dark")
+    notebook.screenshot("curves-dark")
+    notebook.run(2)
+    expect(live.line).to_contain_text("5/5 (100%)")
+    assert notebook.console_errors == []
+    notebook.save()
+    page = lab.open_html(lab.to_html(notebook.path)).page
+    picture = page.get_by_role("img", name="loss of 5 inputs, output by output")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("e => e.naturalWidth") == 640

@@ -20,6 +20,14 @@ const GLYPH_FROM = 11; // pixels of a cell that has room for a glyph
 const CURSOR_MIN = 8; // pixels of the frame around the cell that the keyboard is at
 const RANGES = 10_000; // changes between two frames from which on the whole grid is painted
 
+const POINTS = 1000; // of one curve of the plot
+const PLOT_HEIGHT = 180; // pixels
+const PLOT_LEFT = 64;
+const PLOT_BOTTOM = 18;
+const PLOT_REST = 8; // times as long as a drawing of the plot took there is none
+// Told apart also by most who see colours otherwise, and seen on light and on dark ground.
+const CURVE_COLOURS = ["#2f7fc1", "#b87a00", "#1a936f", "#c2649a", "#d1602b", "#8c6bb1", "#4d9aa8", "#808080"];
+
 const OUTPUTS = 200; // lines of the newest outputs
 
 const ACK = 250; // ms until a request goes to the control channel as well
@@ -58,6 +66,7 @@ class Run {
     this.failures = [];
     this.outputs = []; // [number, input, text] of the newest
     this.outputsTold = 0;
+    this.curves = new Curves();
     this.keys = 0; // messages that told all anew
     this.views = new Set();
     this.pending = new Map(); // requests without an answer, by id
@@ -85,8 +94,9 @@ class Run {
     }
   }
 
-  take({ head, ranges: count, outputs }, bytes, isNew) {
+  take({ head, ranges: count, outputs, plot }, bytes, isNew) {
     this.head = head;
+    if (plot) this.curves.take(plot);
     for (const [index, text] of outputs) this.outputs.push([++this.outputsTold, index, text]);
     this.outputs.splice(0, this.outputs.length - OUTPUTS);
     const whole = isNew || count === null || head.cells !== this.column.length;
@@ -389,6 +399,246 @@ class Grid {
   }
 }
 
+// --- the plot: a curve for each input, of the numbers that it yields ------------------------------
+
+class Curves {
+  constructor() {
+    this.keys = [];
+    this.shown = 0; // the key that is shown first
+    this.of = []; // by key: input -> {x, y}
+    this.version = 0;
+  }
+
+  take({ keys, shown, curves, points }) {
+    this.keys = keys;
+    this.shown = shown;
+    if (curves) {
+      this.of = [];
+      for (const [key, index, x, y] of curves) this.curve(key, index, { x, y });
+    }
+    for (const [key, index, x, y] of points) {
+      const curve = this.curve(key, index);
+      curve.x.push(x);
+      curve.y.push(y);
+      if (curve.x.length > POINTS) {
+        curve.x = curve.x.filter((_, at) => at % 2 === 0);
+        curve.y = curve.y.filter((_, at) => at % 2 === 0);
+      }
+    }
+    this.version++;
+  }
+
+  curve(key, index, made) {
+    this.of[key] ??= new Map();
+    if (made || !this.of[key].has(index)) this.of[key].set(index, made ?? { x: [], y: [] });
+    return this.of[key].get(index);
+  }
+}
+
+class Plot {
+  constructor(run) {
+    this.run = run;
+    this.root = element("details", "nbmap-plot");
+    this.root.open = true;
+    this.root.hidden = true;
+    this.key = element("select");
+    this.key.setAttribute("aria-label", "number that is shown");
+    this.log = element("input");
+    this.log.type = "checkbox";
+    const log = element("label", "nbmap-note");
+    log.append(this.log, " log");
+    const choices = element("span", "nbmap-choices");
+    choices.append(this.key, log);
+    this.canvas = element("canvas", "nbmap-curves");
+    this.canvas.setAttribute("role", "img");
+    this.tip = element("div", "nbmap-note", "\u00a0");
+    this.root.append(element("summary", "", "numbers"), choices, this.canvas, this.tip);
+    this.context = this.canvas.getContext("2d");
+    this.chosen = null; // until somebody has chosen, the kernel does
+    this.near = null; // the input under the pointer
+    this.drawn = null; // what was drawn last
+    this.restsUntil = 0;
+    this.key.addEventListener("change", () => this.choose());
+    this.log.addEventListener("change", () => this.again());
+    this.root.addEventListener("toggle", () => this.again());
+    this.canvas.addEventListener("pointermove", (event) => this.point(event));
+    this.canvas.addEventListener("pointerleave", () => this.point(null));
+  }
+
+  choose() {
+    this.chosen = Number(this.key.value);
+    this.again();
+  }
+
+  again() {
+    this.drawn = null;
+    this.restsUntil = 0;
+    this.draw(this.width ?? 0);
+  }
+
+  get at() {
+    return this.chosen ?? this.run.curves.shown;
+  }
+
+  draw(width) {
+    const { curves } = this.run;
+    const mine = curves.of[this.at];
+    this.root.hidden = !mine || ![...mine.values()].some((curve) => curve.x.length > 1);
+    this.width = width;
+    if (this.root.hidden || !this.root.open || width < PLOT_LEFT + 40) return;
+    const state = `${curves.version} ${width} ${this.at} ${this.near} ${this.log.checked}`;
+    const began = performance.now();
+    if (state === this.drawn) return;
+    if (began < this.restsUntil) {
+      this.later ??= setTimeout(() => {
+        this.later = undefined;
+        this.draw(this.width);
+      }, this.restsUntil - began);
+      return;
+    }
+    this.drawn = state;
+    this.drawChoices(curves);
+    this.scale(mine);
+    this.drawAxes(width, mine);
+    this.drawCurves(mine);
+    this.restsUntil = performance.now() + PLOT_REST * (performance.now() - began);
+  }
+
+  drawChoices(curves) {
+    if (this.key.options.length === curves.keys.length) return;
+    this.key.replaceChildren(...curves.keys.map((name, at) => new Option(name, String(at))));
+    this.key.value = String(this.at);
+    this.key.hidden = curves.keys.length < 2;
+  }
+
+  // Numbers that a logarithm has; all, where none is asked for.
+  has(y) {
+    return !this.log.checked || y > 0;
+  }
+
+  value(y) {
+    return this.log.checked ? Math.log10(y) : y / 2; // of halves, whose difference is a number
+  }
+
+  scale(mine) {
+    let [right, low, high] = [1, Infinity, -Infinity];
+    for (const { x, y } of mine.values()) {
+      right = Math.max(right, x[x.length - 1] ?? 0);
+      for (const one of y) {
+        if (!this.has(one)) continue;
+        if (one < low) low = one;
+        if (one > high) high = one;
+      }
+    }
+    Object.assign(this, { right, low, high });
+  }
+
+  place(x, y) {
+    const across = PLOT_LEFT + ((this.width - PLOT_LEFT - 8) * x) / this.right;
+    const room = this.value(this.high) - this.value(this.low) || 1;
+    const down = ((PLOT_HEIGHT - PLOT_BOTTOM - 12) * (this.value(this.high) - this.value(y))) / room;
+    return [across, 8 + down];
+  }
+
+  drawAxes(width, mine) {
+    const { canvas, context } = this;
+    const scale = window.devicePixelRatio || 1;
+    [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(PLOT_HEIGHT * scale)];
+    [canvas.style.width, canvas.style.height] = [`${width}px`, `${PLOT_HEIGHT}px`];
+    context.setTransform(scale, 0, 0, scale, 0, 0);
+    context.clearRect(0, 0, width, PLOT_HEIGHT);
+    const style = getComputedStyle(this.tip);
+    const bottom = PLOT_HEIGHT - PLOT_BOTTOM;
+    context.strokeStyle = context.fillStyle = style.color;
+    context.lineWidth = 1;
+    context.beginPath();
+    context.moveTo(PLOT_LEFT - 0.5, 4);
+    context.lineTo(PLOT_LEFT - 0.5, bottom + 0.5);
+    context.lineTo(width - 8, bottom + 0.5);
+    context.stroke();
+    context.font = `11px ${style.fontFamily}`;
+    const name = this.run.curves.keys[this.at];
+    const texts = [
+      ["right", PLOT_LEFT - 6, 14, short(this.high)],
+      ["right", PLOT_LEFT - 6, bottom, short(this.low)],
+      ["left", PLOT_LEFT, PLOT_HEIGHT - 4, `${name}, by output`],
+      ["right", width - 8, PLOT_HEIGHT - 4, number(this.right)],
+    ];
+    for (const [align, x, y, text] of texts) {
+      context.textAlign = align;
+      context.textBaseline = "alphabetic";
+      if (text !== "") context.fillText(text, x, y);
+    }
+    const inputs = `${number(mine.size)} input${mine.size === 1 ? "" : "s"}`;
+    const label = `${name} of ${inputs}, output by output, from ${short(this.low)} to ${short(this.high)}`;
+    canvas.setAttribute("aria-label", label);
+  }
+
+  drawCurves(mine) {
+    const { context } = this;
+    context.save();
+    context.lineJoin = "round";
+    context.globalAlpha = this.near === null ? Math.max(0.25, Math.min(1, 24 / mine.size)) : 0.25;
+    context.lineWidth = 1.3;
+    let n = 0;
+    for (const [index, curve] of mine) this.drawCurve(curve, index, n++);
+    if (mine.has(this.near)) {
+      context.globalAlpha = 1;
+      context.lineWidth = 2.5;
+      this.drawCurve(mine.get(this.near), this.near, [...mine.keys()].indexOf(this.near));
+    }
+    context.restore();
+  }
+
+  drawCurve({ x, y }, index, n) {
+    const { context } = this;
+    context.strokeStyle = CURVE_COLOURS[n % CURVE_COLOURS.length];
+    context.beginPath();
+    for (let at = 0; at < x.length; at++) if (this.has(y[at])) context.lineTo(...this.place(x[at], y[at]));
+    context.stroke();
+  }
+
+  // Name the curve that is nearest to the pointer.
+  point(event) {
+    const mine = this.run.curves.of[this.at];
+    let [near, text, best] = [null, "\u00a0", 24];
+    if (event && mine && this.high !== undefined) {
+      const box = this.canvas.getBoundingClientRect();
+      const [across, down] = [event.clientX - box.left, event.clientY - box.top];
+      const x = ((across - PLOT_LEFT) * this.right) / (this.width - PLOT_LEFT - 8);
+      for (const [index, curve] of mine) {
+        const at = nearest(curve.x, x);
+        if (at < 0 || !this.has(curve.y[at])) continue;
+        const [left, top] = this.place(curve.x[at], curve.y[at]);
+        const far = Math.abs(top - down) + Math.abs(left - across) / 4;
+        if (far >= best) continue;
+        const name = this.run.curves.keys[this.at];
+        [near, best] = [index, far];
+        text = `input ${number(index)}: ${name} ${short(curve.y[at])} at output ${number(curve.x[at])}`;
+      }
+    }
+    setText(this.tip, text);
+    if (near === this.near) return;
+    this.near = near;
+    this.draw(this.width);
+  }
+}
+
+// The place of the number that is nearest to x, of numbers that grow.
+function nearest(numbers, x) {
+  let [low, high] = [0, numbers.length - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (numbers[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && x - numbers[low - 1] < numbers[low] - x ? low - 1 : low;
+}
+
+function short(y) {
+  return Number.isFinite(y) ? String(Number(y.toPrecision(4))) : "";
+}
+
 // --- the view -------------------------------------------------------------------------------
 
 class View {
@@ -415,11 +665,13 @@ class View {
     this.detail = element("div", "nbmap-detail");
     this.detail.hidden = true;
     this.failures = this.makeFailures();
+    this.plot = new Plot(run);
     this.outputs = this.makeOutputs();
     this.spoken = element("div", "nbmap-spoken");
     this.spoken.setAttribute("role", "status");
     const parts = [top, this.note, this.gpus, this.bar, this.legend, this.grid.canvas, this.grid.tip];
-    this.root.append(...parts, this.detail, this.failures, this.outputs, this.spoken);
+    const { plot, outputs } = this;
+    this.root.append(...parts, this.detail, plot.root, this.failures, outputs, this.spoken);
     this.spokenAt = 0;
     this.asked = 0; // how often an input was asked for
     this.rowsMade = 0;
@@ -522,6 +774,7 @@ class View {
 
   redraw() {
     this.ranges = null;
+    this.plot.drawn = null; // the theme may be another
     this.schedule();
   }
 
@@ -550,6 +803,7 @@ class View {
     this.drawCounts(head);
     this.drawCancel(head);
     this.drawGrid();
+    this.plot.draw(Math.max(60, this.root.clientWidth - 18));
     this.drawFailures(head);
     this.drawOutputs(head);
     this.speak(head);
