@@ -902,6 +902,10 @@ class Driver:
         """Raise in a process that was forked from the run's."""
         self.transport.engine.check()
 
+    def check_modules(self) -> None:
+        """Raise after a reload of nbmap's modules."""
+        self.transport.engine.check_modules()
+
     def tell(self, event: state.Event) -> None:
         """Have the state handle an event, soon."""
         self.transport.engine.call(self._note, event)

@@ -70,6 +70,9 @@ class Source(Protocol):
     def check(self) -> None:
         """Raise where nothing will ever come, as this process was forked from the run's."""
 
+    def check_modules(self) -> None:
+        """Raise after a reload of nbmap's modules."""
+
     def tell(self, event: state.Event) -> None:
         """Have its state handle an event, soon."""
 
@@ -188,6 +191,7 @@ class Outcomes:
 
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         until = None if timeout is None else _clock() + timeout
+        self._source.check_modules()
         with self._lock:
             if ready():
                 return True

@@ -109,20 +109,23 @@ class EngineLoop:
     def check(self) -> None:
         """Raise where what this is asked for would never come.
 
-        In a process that was forked the thread has stayed behind. After a reload of nbmap's modules
-        what one of them made, another does not know any more.
+        In a process that was forked the thread has stayed behind.
         """
-        if self._loaded is not LOADED:
-            msg = (
-                "nbmap's modules were reloaded after this was made, and can't use it any more: make "
-                "it again, or restart the kernel"
-            )
-            raise RunError(msg)
+        self.check_modules()
         if os.getpid() != self._pid:
             msg = (
                 f"this process was forked from the one that has nbmap's threads (pid {self._pid}), "
                 "and has none of its own. Use nbmap there, or in a process that is started anew: "
                 "multiprocessing.get_context('spawn')"
+            )
+            raise RunError(msg)
+
+    def check_modules(self) -> None:
+        """Raise after a reload of nbmap's modules: what one made, another does not know any more."""
+        if self._loaded is not LOADED:
+            msg = (
+                "nbmap's modules were reloaded after this was made, and can't use it any more: make "
+                "it again, or restart the kernel"
             )
             raise RunError(msg)
 

@@ -26,6 +26,9 @@ class Source:
     on_wait = None
     told: list = field(default_factory=list)
 
+    def check_modules(self):
+        """Be what this module was made with."""
+
     def check(self):
         """Be in the run's process."""
 

@@ -93,8 +93,8 @@ def test_g20_figures_are_those_of_this_moment(on, state):
     (state / "util.0").write_text("77")
     told = json.loads(on([A100, "NVIDIA GB10:1:nomem"], "-c", USED, uuid(0), uuid(1)))
     assert told == [
-        {"used": 40 << 30, "total": 80 << 30, "busy": 77, "processes": 0},
-        {"used": None, "total": None, "busy": 0, "processes": 0},
+        {"index": 0, "used": 40 << 30, "total": 80 << 30, "busy": 77, "processes": 0},
+        {"index": 1, "used": None, "total": None, "busy": 0, "processes": 0},
     ]
     [told] = json.loads(on([MIG], "-c", USED, uuid(0, "MIG")))
     assert (told["used"], told["busy"]) == (0, None)

@@ -66,7 +66,7 @@ for name in [name for name in list(sys.modules) if name.partition(".")[0] == "nb
 def test_f23_reloading_all_of_nbmaps_modules_ends_a_run_visibly(kernel):
     """As autoreload does after an upgrade: the old run says why; handles and maps go on."""
     kernel.printed(RELOAD)
-    kernel.printed('Path(FOLDER, "go").touch()')
+    kernel.printed('Path(FOLDER, "go").touch()\ntime.sleep(0.5)')  # also where all is done by then
     told = kernel.printed("try: list(run)\nexcept nbmap.RunError as error: print(error)")
     assert "nbmap's modules were reloaded after this was made" in told
     told = kernel.printed("print(list(work.map(range(3))), list(nbmap.remote(abs).map([-1])))")
