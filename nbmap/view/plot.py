@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 
 from ..engine.series import Series
@@ -12,6 +13,7 @@ from . import render
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 64, 22
 CURVES = 60  # that are drawn
 POINTS = 64  # of each
+WIDE = 1000  # times the smallest number is the largest where the axis is logarithmic
 # Told apart also by most who see colours otherwise, and seen on light and on dark ground.
 COLOURS = ("#2f7fc1", "#b87a00", "#1a936f", "#c2649a", "#d1602b", "#8c6bb1", "#4d9aa8", "#808080")
 
@@ -36,11 +38,16 @@ def svg(name: str, curves: Sequence[tuple[int, Sequence[int], Sequence[float]]])
     right = max(max(x) for _, x, _ in curves) or 1
     low = min(min(y) for _, _, y in curves)
     high = max(max(y) for _, _, y in curves)
-    room = high / 2 - low / 2 or 1.0  # of halves, which differ by no more than a float can be
+    wide = low > 0 and high / low > WIDE
+
+    def scaled(y: float) -> float:
+        return math.log10(y) if wide else y / 2  # halves differ by no more than a float can be
+
+    top, room = scaled(high), (scaled(high) - scaled(low)) or 1.0
 
     def place(x: int, y: float) -> str:
         across = LEFT + (WIDTH - LEFT - 8) * x / right
-        down = 8 + (HEIGHT - BOTTOM - 8) * (high / 2 - y / 2) / room
+        down = 8 + (HEIGHT - BOTTOM - 8) * ((top - scaled(y)) / room)
         return f"{across:.0f},{down:.1f}"
 
     lines = []
@@ -53,7 +60,7 @@ def svg(name: str, curves: Sequence[tuple[int, Sequence[int], Sequence[float]]])
     texts = (
         f'<text x="{LEFT - 6}" y="16" text-anchor="end">{high:.4g}</text>'
         f'<text x="{LEFT - 6}" y="{bottom}" text-anchor="end">{low:.4g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{html.escape(name)}, by output</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{html.escape(name)}, by output{", log" * wide}</text>'
         f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">{right:,}</text>'
     )
     return (

@@ -24,6 +24,7 @@ const POINTS = 1000; // of one curve of the plot
 const PLOT_HEIGHT = 180; // pixels
 const PLOT_LEFT = 64;
 const PLOT_BOTTOM = 18;
+const WIDE = 1000; // times the smallest number is the largest where the axis is logarithmic
 const PLOT_REST = 8; // times as long as a drawing of the plot took there is none
 // Told apart also by most who see colours otherwise, and seen on light and on dark ground.
 const CURVE_COLOURS = ["#2f7fc1", "#b87a00", "#1a936f", "#c2649a", "#d1602b", "#8c6bb1", "#4d9aa8", "#808080"];
@@ -459,7 +460,11 @@ class Plot {
     this.drawn = null; // what was drawn last
     this.restsUntil = 0;
     this.key.addEventListener("change", () => this.choose());
-    this.log.addEventListener("change", () => this.again());
+    this.logChosen = false;
+    this.log.addEventListener("change", () => {
+      this.logChosen = true;
+      this.again();
+    });
     this.root.addEventListener("toggle", () => this.again());
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => this.point(null));
@@ -486,7 +491,7 @@ class Plot {
     this.root.hidden = !mine || ![...mine.values()].some((curve) => curve.x.length > 1);
     this.width = width;
     if (this.root.hidden || !this.root.open || width < PLOT_LEFT + 40) return;
-    const state = `${curves.version} ${width} ${this.at} ${this.near} ${this.log.checked}`;
+    const state = `${curves.version} ${width} ${this.at} ${this.near}`;
     const began = performance.now();
     if (state === this.drawn) return;
     if (began < this.restsUntil) {
@@ -498,6 +503,7 @@ class Plot {
     }
     this.drawn = state;
     this.drawChoices(curves);
+    if (!this.logChosen) this.log.checked = isWide(mine);
     this.scale(mine);
     this.drawAxes(width, mine);
     this.drawCurves(mine);
@@ -536,7 +542,7 @@ class Plot {
   place(x, y) {
     const across = PLOT_LEFT + ((this.width - PLOT_LEFT - 8) * x) / this.right;
     const room = this.value(this.high) - this.value(this.low) || 1;
-    const down = ((PLOT_HEIGHT - PLOT_BOTTOM - 12) * (this.value(this.high) - this.value(y))) / room;
+    const down = (PLOT_HEIGHT - PLOT_BOTTOM - 12) * ((this.value(this.high) - this.value(y)) / room);
     return [across, 8 + down];
   }
 
@@ -622,6 +628,13 @@ class Plot {
     this.near = near;
     this.draw(this.width);
   }
+}
+
+// Numbers of which a straight axis would show the largest only; as in nbmap/view/plot.py.
+function isWide(mine) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const { y } of mine.values()) for (const one of y) [low, high] = [Math.min(low, one), Math.max(high, one)];
+  return low > 0 && high / low > WIDE;
 }
 
 // The place of the number that is nearest to x, of numbers that grow.

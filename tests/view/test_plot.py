@@ -1,0 +1,87 @@
+"""The picture of the numbers that generators yield, which a notebook keeps."""
+
+import base64
+import re
+import xml.etree.ElementTree as ET
+from itertools import chain, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbmap.engine.series import Series
+from nbmap.view import plot
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def drawn(series):
+    """Return the SVG that the image of a series holds."""
+    text = plot.image(series)
+    [found] = re.findall('base64,([^"]*)"', text)
+    return text, ET.fromstring(base64.b64decode(found))
+
+
+def points(svg):
+    lines = svg.findall(".//{*}polyline")
+    return [[tuple(map(float, p.split(","))) for p in line.get("points").split()] for line in lines]
+
+
+@given(st.lists(st.lists(numbers, min_size=2, max_size=40), min_size=1, max_size=5))
+def test_every_curve_lies_inside_the_picture(curves):
+    """Whatever the numbers are."""
+    series = Series()
+    for index, ys in enumerate(curves):
+        for x, y in enumerate(ys):
+            series.add(index, x, y)
+    _, svg = drawn(series)
+    assert len(points(svg)) == len(curves)
+    for x, y in chain.from_iterable(points(svg)):
+        assert plot.LEFT <= x <= plot.WIDTH
+        assert 0 <= y <= plot.HEIGHT
+
+
+def test_the_key_is_text_and_the_picture_has_a_name():
+    """What does not just count is shown; a name from user code can't be markup."""
+    series = Series()
+    for x in range(3):
+        series.add(0, x, {"epoch": x, '<script>"': 1 / (x + 1)})
+    text, svg = drawn(series)
+    assert 'alt="&lt;script&gt;&quot; of 1 input, output by output"' in text
+    assert [t.text for t in svg.findall(".//{*}text")] == [
+        "1",
+        "0.3333",
+        '<script>", by output',
+        "2",
+    ]
+
+
+def test_numbers_far_apart_have_a_logarithmic_axis():
+    """A straight one would show the largest only."""
+    series = Series()
+    for x in range(7):
+        series.add(0, x, 10.0**-x)
+    _, svg = drawn(series)
+    assert "value, by output, log" in [t.text for t in svg.findall(".//{*}text")]
+    [line] = points(svg)
+    steps = {round(b[1] - a[1]) for a, b in pairwise(line)}
+    assert len(steps) <= 2
+
+
+def test_very_many_points_make_no_large_picture():
+    """At most 100 KiB, whatever there is."""
+    series = Series()
+    for index in range(500):
+        for x in range(300):
+            series.add(index, x, index * 1e9 + x / 7)
+    text, _ = drawn(series)
+    assert len(text) < 100 << 10
+
+
+@pytest.mark.parametrize("outputs", [[], [1], ["a", "b"]])
+def test_without_a_curve_there_is_no_picture(outputs):
+    """One point is none."""
+    series = Series()
+    for x, output in enumerate(outputs):
+        series.add(0, x, output)
+    assert plot.image(series) == ""
