@@ -6,6 +6,7 @@ import re
 
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from helpers.lab.traffic import per_second
 from playwright.sync_api import expect
 
@@ -31,8 +32,8 @@ class Live:
     def __init__(self, notebook, cell):
         self.root = notebook.output(cell).locator(".nbmap")
         self.line = self.root.locator(".nbmap-line")
-        self.cancel = self.root.get_by_role("button", name="Cancel")
-        self.grid = self.root.locator("canvas")
+        self.cancel = self.root.get_by_role("button", name="Cancel", exact=True)
+        self.grid = self.root.locator("canvas.nbmap-grid")
         self.failures = self.root.locator(".nbmap-failures tbody details")
 
     def count(self, status):
@@ -228,7 +229,7 @@ run.wait()
     saved = again.output(1)
     expect(saved).to_contain_text("5 of 6 done, 1 failed, finished in")
     expect(saved.locator("table").last).to_contain_text("two is missing")
-    saved.locator("summary").click()
+    saved.locator("table").last.locator("summary").click()
     traceback = saved.locator("pre", has_text="fail_at_two")
     expect(traceback).to_be_visible()
     expect(traceback).to_have_css("text-align", re.compile("left$"))
@@ -594,3 +595,154 @@ def test_numbers_that_generators_yield_are_curves(lab):
     picture = page.get_by_role("img", name="loss of 5 inputs, output by output")
     expect(picture).to_be_visible()
     assert picture.evaluate("e => e.naturalWidth") == 640
+
+
+BLOCKING = """
+import pathlib
+go = pathlib.Path('go-on').absolute()
+
+@nbmap.remote
+def chat(x):
+    print('chat', x)
+    if x == 0:
+        raise ValueError('no zero')
+    while not go.exists():
+        time.sleep(0.01)
+    return x
+
+run = chat.map(range(20), return_exceptions=True)
+run.wait()
+"""
+
+
+@pytest.mark.parametrize("kernel", ["ipykernel-6.31", "newest"])
+def test_v12_what_an_input_has_printed_while_the_run_blocks_the_kernel(lab, kernel):
+    """By a click on its square, and by Enter on it."""
+    notebook = opened(lab, BLOCKING, kernel=kernel)
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    printed = live.root.locator(".nbmap-printed")
+    live.grid.click(position={"x": 8, "y": 8})
+    expect(printed).to_have_text("chat 0\n")
+    live.grid.press("ArrowRight")
+    live.grid.press("Enter")
+    expect(printed).to_have_text("chat 1\n")
+    assert notebook.prompt(1) == "[*]:"
+    live.cancel.click()
+    notebook.wait_idle(1)
+
+
+@pytest.mark.parametrize("kernel", ["ipykernel-6.31", "newest"])
+def test_v6_cancel_without_subshells(lab, kernel):
+    """Where comm messages wait for the end of the cell, the click goes the other way."""
+    folder = lab.server.folder / "config/lab/user-settings/@jupyterlab/apputils-extension"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "kernels-settings.jupyterlab-settings"
+    settings.write_text('{"commsOverSubshells": "disabled"}', "utf-8")
+    notebook = opened(lab, BLOCKING, "print(run.status)", kernel=kernel)
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    live.cancel.click()
+    notebook.wait_idle(1)
+    notebook.run(2)
+    notebook.wait_idle(2)
+    assert notebook.text(2) == "cancelled"
+
+
+@pytest.mark.parametrize("kernel", ["ipykernel-6.31", "newest"])
+def test_v8_a_late_click_hits_no_other_run(lab, kernel):
+    """What was sent for one run and comes when another one goes on does nothing to that."""
+    notebook = opened(
+        lab,
+        BLOCKING,
+        "other = work.map(range(4))\nother.wait()\nprint(other.counts)",
+        kernel=kernel,
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    live.cancel.click()
+    notebook.run(2)
+    notebook.wait_idle(2)
+    expect(live.line).to_contain_text("cancelled after")
+    expect(notebook.output(2)).to_contain_text("'done': 4, 'failed': 0, 'cancelled': 0")
+
+
+CONTRAST = """
+() => {
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map((n) => {
+      const c = Number(n) / 255;
+      return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  const root = document.querySelector(".nbmap");
+  const ground = light(getComputedStyle(root).backgroundColor);
+  const names = [".nbmap-name", ".nbmap-line", ".nbmap-legend li", ".nbmap-note", "td"];
+  const nodes = names.map((name) => root.querySelector(name)).filter((node) => node !== null);
+  return nodes.map((node) => ratio(light(getComputedStyle(node).color), ground));
+}
+"""
+PIXEL = "e => [...e.getContext('2d').getImageData(3, 3, 1, 1).data]"
+
+
+def test_v16_another_theme_in_the_middle_of_a_run(lab):
+    """Text is legible in both, and the grid has the new colours without a reload."""
+    notebook = opened(lab, BLOCKING.replace("run.wait()", ""), "go.touch()")
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("failed")).to_have_text("1")
+    expect(live.count("running")).to_have_text("2")
+    before = live.grid.evaluate(PIXEL)
+    for theme in ("dark", "light"):
+        notebook.theme(theme)
+        expect(live.root).to_be_visible()
+        ratios = notebook.page.evaluate(CONTRAST)
+        assert len(ratios) >= 4
+        assert min(ratios) >= 4.5, ratios
+        after = live.grid.evaluate(PIXEL)
+        assert (after == before) == (theme == "light"), (theme, before, after)
+    notebook.run(2)
+    expect(live.line).to_contain_text("20/20")
+
+
+def test_v17_the_view_has_no_serious_fault_for_assistive_technology(lab):
+    """By axe-core, while it runs and at its end, with failures, curves and outputs."""
+    notebook = opened(
+        lab,
+        "import pathlib\n"
+        "go = pathlib.Path('go-on').absolute()\n"
+        "@nbmap.remote\n"
+        "def train(x):\n"
+        "    for n in range(20):\n"
+        "        time.sleep(0.02)\n"
+        "        yield {'n': n, 'loss': 1 / (n + x)}\n"
+        "    while x and not go.exists():\n"
+        "        time.sleep(0.01)\n"
+        "run = train.map([0, 1, 2], return_exceptions=True)",
+        "go.touch()\nrun.wait()",
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("failed")).to_have_text("1")
+    expect(live.root.locator(".nbmap-plot")).to_be_visible()
+    assert faults(notebook) == []
+    live.failures.locator("summary").first.click()
+    notebook.run(2)
+    expect(live.line).to_contain_text("3/3 (100%)")
+    expect(live.root.get_by_role("button", name="Retry")).to_be_visible()
+    assert faults(notebook) == []
+
+
+def faults(notebook):
+    """Return what axe-core finds serious in the view."""
+    found = Axe().run(notebook.page, context=".nbmap").response["violations"]
+    return [
+        (fault["id"], [node["html"][:200] for node in fault["nodes"]])
+        for fault in found
+        if fault["impact"] in {"serious", "critical"}
+    ]

@@ -236,6 +236,7 @@ class Grid {
     this.canvas.setAttribute("aria-label", `${number(n)} inputs; arrow keys move, Enter shows one`);
     this.option.setAttribute("aria-setsize", String(n));
     this.cursor = Math.min(this.cursor, Math.max(0, n - 1));
+    if (n) setText(this.option, this.describe(this.cursorBin));
   }
 
   readColors() {
