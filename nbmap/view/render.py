@@ -216,7 +216,7 @@ def page(
     clock: str = "",
     unshown: bool = False,
     outputs: Sequence[tuple[int, str]] = (),
-    plot: str = "",
+    pictures: str = "",
 ) -> str:
     """Write a run as the HTML that a notebook saves: counts, and the first failures.
 
@@ -227,10 +227,10 @@ def page(
         clock: the time of the snapshot as text, for a run that goes on.
         unshown: the run is so young or was so short that a line says it all.
         outputs: the newest, as (input, text).
-        plot: an image of the numbers, as HTML of ours.
+        pictures: images of the end, as HTML of ours.
 
     Returns:
-        One `div`, of at most 64 KiB and the plot.
+        One `div`, of at most 64 KiB beside the pictures.
     """
     s = snapshot
     name = _html(plain(s.name, 60))
@@ -245,7 +245,7 @@ def page(
             body += "".join(f"<p>{_html(line)}</p>" for line in gpus(s))
         body += _failures_table(failures[:_PAGE_FAILURES], s.failed)
         if not unshown:
-            body += plot
+            body += pictures
         if outputs and not unshown:
             lines = "\n".join(f"{index:,}: {plain(text)}" for index, text in outputs[-_OUTPUTS:])
             told = f"<summary>newest outputs</summary><pre>{_html(lines)}</pre>"

@@ -33,7 +33,7 @@ import traitlets
 from ..engine.model import SHOWN_STATUSES, Failure, Snapshot, Statuses
 from ..engine.recent import Line
 from ..engine.series import Point
-from . import plot, render, watch
+from . import picture, render, watch
 from .cells import MOST, Cells, Range, packed
 from .watch import Watched
 
@@ -190,7 +190,7 @@ class View:
                 mount=self.id,
                 clock=time.strftime("%H:%M:%S"),
                 outputs=[(index, text) for _, index, text in self._recent.since(0)],
-                plot=plot.image(self._series) if s.status != "running" else "",
+                pictures="" if s.status == "running" else self._pictures(),
                 unshown=not self._lasts,
             ),
         }
@@ -201,6 +201,9 @@ class View:
                 "model_id": self._model.model_id,
             }
         return bundle
+
+    def _pictures(self) -> str:
+        return picture.squares(self._cells.column) + picture.curves(self._series)
 
     def publish(self) -> None:
         """Bring up to date what is displayed of it."""
@@ -258,7 +261,9 @@ class View:
         """Show how the run ended."""
         self._snapshot = snapshot
         self._may_retry()
-        if self._model is not None:
+        if self._model is None:
+            self._look()
+        else:
             self._tell()
             with self._lock:
                 self._ended = True
@@ -290,12 +295,16 @@ class View:
 
     # -- messages
 
-    def _tell(self) -> None:
-        """Send what has changed since the last message; on the view thread."""
+    def _look(self) -> list[Range] | None:
+        """Learn how far each input is; return what has changed."""
         assert self._run is not None
         failed = [failure.index for failure in self._failures[self._seen_failures :]]
         self._seen_failures += len(failed)
-        changes = self._cells.take(self._statuses(self._run), failed)
+        return self._cells.take(self._statuses(self._run), failed)
+
+    def _tell(self) -> None:
+        """Send what has changed since the last message; on the view thread."""
+        changes = self._look()
         with self._lock:
             heard, key, self._key_due = self._heard, self._key_due, False
         if not heard:

@@ -1,4 +1,4 @@
-"""The picture of the numbers that generators yield, which a notebook keeps."""
+"""The pictures that a notebook keeps: of the inputs, and of the numbers that generators yield."""
 
 import base64
 import re
@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbmap.engine.series import Series
-from nbmap.view import plot
+from nbmap.view import picture
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def drawn(series):
     """Return the SVG that the image of a series holds."""
-    text = plot.image(series)
+    text = picture.curves(series)
     [found] = re.findall('base64,([^"]*)"', text)
     return text, ET.fromstring(base64.b64decode(found))
 
@@ -37,8 +37,8 @@ def test_every_curve_lies_inside_the_picture(curves):
     _, svg = drawn(series)
     assert len(points(svg)) == len(curves)
     for x, y in chain.from_iterable(points(svg)):
-        assert plot.LEFT <= x <= plot.WIDTH
-        assert 0 <= y <= plot.HEIGHT
+        assert picture.LEFT <= x <= picture.WIDTH
+        assert 0 <= y <= picture.HEIGHT
 
 
 def test_the_key_is_text_and_the_picture_has_a_name():
@@ -75,7 +75,7 @@ def test_very_many_points_make_no_large_picture():
         for x in range(300):
             series.add(index, x, index * 1e9 + x / 7)
     text, _ = drawn(series)
-    assert len(text) < 100 << 10
+    assert len(text) < 80 << 10
 
 
 @pytest.mark.parametrize("outputs", [[], [1], ["a", "b"]])
@@ -84,4 +84,32 @@ def test_without_a_curve_there_is_no_picture(outputs):
     series = Series()
     for x, output in enumerate(outputs):
         series.add(0, x, output)
-    assert plot.image(series) == ""
+    assert picture.curves(series) == ""
+
+
+@given(st.lists(st.sampled_from(range(5)), min_size=1, max_size=3000))
+def test_a_map_has_a_square_for_each_input_or_for_several(statuses):
+    """A failure is never hidden by its neighbours; the image's text has the counts."""
+    column = bytes(statuses)
+    text = picture.squares(column)
+    [found] = re.findall('base64,([^"]*)"', text)
+    svg = ET.fromstring(base64.b64decode(found))
+    shown = [int(use.get("href")[2:]) for use in svg.findall("{*}use")]
+    per = -(-len(column) // picture.SQUARES)
+    parts = [column[at : at + per] for at in range(0, len(column), per)]
+    assert len(shown) == len(parts)
+    for status, part in zip(shown, parts, strict=True):
+        assert (status == picture.FAILED) == (picture.FAILED in part)
+        assert status in part or {status, *part} <= {picture.WAITING, picture.DONE}
+    failed = column.count(picture.FAILED)
+    assert (f"{failed:,} failed" in text) == (failed > 0)
+    assert len(text) < 40 << 10
+
+
+def test_a_map_of_a_million_inputs_is_as_small():
+    """And of none there is no picture."""
+    column = bytes([picture.DONE]) * 999_999 + bytes([picture.FAILED])
+    text = picture.squares(column)
+    assert 'alt="map of 1,000,000 inputs: 999,999 done, 1 failed"' in text
+    assert len(text) < 40 << 10
+    assert picture.squares(b"") == ""
