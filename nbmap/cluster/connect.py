@@ -470,7 +470,7 @@ def _their_gpus_or_cpu(transport: Any, gpu: GPURequest, patience: float) -> Tran
     try:
         transport.gpus.require(gpu)
     except NoMatchingGPU:
-        if gpu.or_cpu:
+        if gpu.or_cpu and not transport.gpus.unseen:
             return transport  # type: ignore[no-any-return]
         if not patience:
             raise

@@ -35,13 +35,19 @@ class GroupsCluster(LocalCUDACluster):  # type: ignore[misc]
 
     Args:
         groups: that are to have one; `groups` may be changed, then `scale`.
+        memory: bytes of the host's that all of them share.
         options: what LocalCUDACluster takes besides.
     """
 
-    def __init__(self, groups: list[Group], **options: Any) -> None:
+    def __init__(self, groups: list[Group], memory: int, **options: Any) -> None:
         self.groups = {group.name: group for group in groups}
+        self._memory = memory
         super().__init__(
-            CUDA_VISIBLE_DEVICES=[groups[0].gpus[0].uuid], n_workers=len(groups), **options
+            CUDA_VISIBLE_DEVICES=[groups[0].gpus[0].uuid],
+            n_workers=len(groups),
+            memory_limit=memory // len(groups),
+            device_memory_limit=0,  # each has its own; that of the first GPU, which may be lost, is asked
+            **options,
         )
 
     def new_worker_spec(self) -> dict[str, Any]:
@@ -53,9 +59,11 @@ class GroupsCluster(LocalCUDACluster):  # type: ignore[misc]
         if memory is not None:
             limit = int(LIMIT * memory / group.share)
         self.cuda_visible_devices = uuids[:1]
-        self.data = worker_data_function(device_memory_limit=limit, memory_limit=self.memory_limit)
+        host = self._memory // len(self.groups)
+        self.data = worker_data_function(device_memory_limit=limit, memory_limit=host)
         [spec] = super().new_worker_spec().values()
         options = spec["options"]
+        options["memory_limit"] = host
         options["env"] = {
             **_unset(POLITE),
             **(_unset(POLITE_WHEN_SHARED) if group.share > 1 else {}),

@@ -28,7 +28,9 @@ from .stream import far_function
 
 logger = logging.getLogger("nbmap")
 
-ASK = 20.0  # seconds for a worker to tell what it sees
+ASK = 20.0  # seconds for all that is looked at together
+LOOK = 10.0  # seconds for a worker to tell what it sees; a driver that wakes up may take several
+MEASURE = 2.0  # seconds for it to tell how full its GPUs are
 FAILURES = 3  # after which a GPU is left alone
 _BUSY = {"open", "paused", "last", "silent"}
 
@@ -71,7 +73,7 @@ class GPUTransport(DaskTransport):
         self._groups = groups
         self._ours: dict[str, Group] | None = None if groups is None else {}
         self._workers: dict[str, list[GPU]] = {}
-        self._unseen: dict[str, str] = {}  # workers whose GPUs nobody can look at, and why
+        self.unseen: dict[str, str] = {}  # workers whose GPUs nobody can look at, and why
         self._slot: dict[str, Slot] = {}  # of each lease
         self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
         self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
@@ -108,20 +110,50 @@ class GPUTransport(DaskTransport):
 
     def _slots_of(self, request: GPURequest) -> list[Slot]:
         if request not in self._fitting:
-            found = slots_for(request, self._workers, self._ours)
-            self._fitting[request] = [
-                slot
-                for slot in found
-                if slot.worker not in self._dead and self.left.keys().isdisjoint(slot.gpus)
-            ]
+            workers = {
+                worker: [gpu for gpu in of if gpu.uuid not in self.left]
+                for worker, of in self._workers.items()
+                if worker not in self._dead
+            }
+            ours = self._ours
+            if ours is not None:
+                ours = {
+                    worker: group
+                    for worker, group in ours.items()
+                    if worker not in self._dead
+                    and self.left.keys().isdisjoint(gpu.uuid for gpu in group.gpus)
+                }
+            self._fitting[request] = slots_for(request, workers, ours)
         return self._fitting[request]
 
+    def _are_left(self, request: GPURequest) -> bool:
+        """Tell whether all slots of a request are on GPUs that are left alone."""
+        if not self.left:
+            return False
+        if self._groups is not None:
+            return not self._groups.expects(request)
+        return bool(slots_for(request, self._workers, None)) and not self._slots_without_left(
+            request
+        )
+
+    def _slots_without_left(self, request: GPURequest) -> list[Slot]:
+        workers = {
+            worker: [gpu for gpu in of if gpu.uuid not in self.left]
+            for worker, of in self._workers.items()
+        }
+        return slots_for(request, workers, None)
+
     def _why_none(self, request: GPURequest) -> str:
-        gpus = list({gpu.uuid: gpu for of in self._workers.values() for gpu in of}.values())
+        there = {gpu.uuid: gpu for of in self._workers.values() for gpu in of}
+        gpus = [gpu for uuid, gpu in there.items() if uuid not in self.left]
         why = what_is_wrong(request, gpus, "the cluster")
-        if self._unseen:
-            worker, reason = next(iter(self._unseen.items()))
-            why += f". The GPUs of {len(self._unseen)} worker(s) can't be looked at, {worker}: {reason}"
+        if self.lasting:
+            why += f". {self.lasting}"
+        if self.unseen:
+            worker, reason = next(iter(self.unseen.items()))
+            why += (
+                f". The GPUs of {len(self.unseen)} worker(s) can't be looked at, {worker}: {reason}"
+            )
         return why
 
     # -- looking
@@ -131,10 +163,7 @@ class GPUTransport(DaskTransport):
         given_up = {} if self._groups is None else self._groups.mend(self.left)
         there = set(self.client.scheduler_info(n_workers=-1)["workers"])
         new = [worker for worker in there if worker not in self._workers]
-        told: dict[str, Any] = {}
-        if new:
-            function = far_function("look", "worker.gpus")
-            told = self.client.run(function, workers=new, on_error="return")
+        told = self._ask_each(new, LOOK, "look")
         return there, told, None if self._groups is None else self._groups.groups(), given_up
 
     def _saw(self, found: Seen) -> None:
@@ -143,15 +172,20 @@ class GPUTransport(DaskTransport):
         for worker in [worker for worker in self._workers if worker not in there]:
             del self._workers[worker]
         self._dead &= there
-        self._unseen = {worker: why for worker, why in self._unseen.items() if worker in there}
+        self.unseen = {worker: why for worker, why in self.unseen.items() if worker in there}
         for worker, answer in told.items():
             seen = isinstance(answer, dict) and (answer["gpus"] or answer["certain"])
             if seen:
                 self._workers[worker] = [GPU(*gpu) for gpu in answer["gpus"]]
-                self._unseen.pop(worker, None)
+                self.unseen.pop(worker, None)
             else:  # it is asked again
                 why = answer["why"] if isinstance(answer, dict) else repr(answer)
-                self._unseen[worker] = why
+                self.unseen[worker] = why
+            if seen and self._ours and worker in self._ours:
+                there_now = {gpu.uuid for gpu in self._workers[worker]}
+                gone = [gpu for gpu in self._ours[worker].gpus if gpu.uuid not in there_now]
+                told_of = {g.uuid: f"{g.name} ({g.uuid}) does not answer any more" for g in gone}
+                self._leave_alone(told_of)
         self._fitting.clear()
         self._forget_asked(there)
         now = time.monotonic()
@@ -159,7 +193,7 @@ class GPUTransport(DaskTransport):
             if self._slots_of(job.gpu):
                 self._patient[id(job)] = -1.0
                 continue
-            if self.left and self._groups is not None and not self._groups.expects(job.gpu):
+            if self._are_left(job.gpu):
                 job.fail(ClusterError(f"no GPU is left for gpu={str(job.gpu)!r}: {self.lasting}"))
                 continue
             since = self._patient.setdefault(id(job), now)
@@ -186,13 +220,35 @@ class GPUTransport(DaskTransport):
         if self._groups is not None:
             figures = dict(zip(there, used(list(there)), strict=True))
         else:
-            function = far_function("used", "worker.gpus")
-            workers = self._one_for_each()
-            told = self.client.run(function, list(there), workers=workers, on_error="ignore")
-            for answer in (told or {}).values():
-                figures |= {uuid: f for uuid, f in zip(there, answer, strict=True) if f}
+            told = self._ask_each(self._one_for_each(), MEASURE, "used", list(there))
+            for answer in told.values():
+                if isinstance(answer, list):
+                    figures |= {uuid: f for uuid, f in zip(there, answer, strict=True) if f}
         uses = {uuid: _use_of(name, figures.get(uuid, {})) for uuid, name in there.items()}
         return dict(sorted(uses.items(), key=lambda item: (item[1].index is None, item[1].index)))
+
+    def _ask_each(self, workers: list[str], limit: float, name: str, *args: Any) -> dict[str, Any]:
+        """Call a function of `worker.gpus` on workers; not on the client's thread.
+
+        Returns:
+            What each has returned, or what it raised. One that does not answer in time, since its
+            process stands or an input holds Python's lock, holds up none of the others.
+        """
+        function = far_function(name, "worker.gpus")
+
+        async def one(worker: str) -> Any:
+            asked = self.client.run(function, *args, workers=[worker], on_error="return")
+            try:
+                return (await asyncio.wait_for(asked, limit)).get(worker)
+            except TimeoutError:
+                return TimeoutError(f"it has not answered in {limit:.0f} s")
+
+        async def each() -> list[Any]:
+            return await asyncio.gather(*map(one, workers), return_exceptions=True)
+
+        if not workers:
+            return {}
+        return dict(zip(workers, self.client.sync(each), strict=True))
 
     def _one_for_each(self) -> list[str]:
         """Return few workers that see all GPUs together."""
@@ -229,11 +285,17 @@ class GPUTransport(DaskTransport):
         """Say that no GPU fits, and what is there."""
         if not self._slots_of(job.gpu) and self._counted:
             gpus = [gpu for of in self._workers.values() for gpu in of]
+            if slots_for(job.gpu, self._workers, self._ours):
+                return f"waiting for gpu={str(job.gpu)!r}: its process is being started anew"
             return f"waiting for gpu={str(job.gpu)!r}: the cluster has {listed(gpus)}"
         return super().remark(job)
 
     def _may(self, job: Job, held: Held) -> bool:
         return super()._may(job, held) and not self._is_taken(held)
+
+    def has_place(self, held: Held) -> bool:
+        """Tell whether the GPUs of an input that goes on are free."""
+        return not self._is_taken(held)
 
     def _is_taken(self, held: Held) -> bool:
         """Tell whether another slot's input is on one of a lease's GPUs."""
@@ -253,6 +315,8 @@ class GPUTransport(DaskTransport):
         for job in self.jobs:
             wanted = job.wanted()
             slots = self._slots_of(job.gpu)
+            if slots:  # from then on it waits for them to come back, as a process does that died
+                self._patient[id(job)] = -1.0
             waiting = waiting or bool(wanted)
             have = {
                 self._slot[n] for n, h in self.leases.items() if n in self._slot and self.works(h)
@@ -269,7 +333,7 @@ class GPUTransport(DaskTransport):
 
     def receive(self, held: Held, link: NearLink, message: Message) -> None:
         """Take one message of a lease's stream."""
-        if isinstance(message, Done) and held.link is link:
+        if isinstance(message, Done) and message.ran and held.link is link:
             self._chunks[self._slot[held.name].gpus] += 1
         super().receive(held, link, message)
 
@@ -290,8 +354,9 @@ class GPUTransport(DaskTransport):
         uuids = self._slot[held.name].gpus
         self._deaths[uuids] = 1 if self._chunks.pop(uuids, 0) > 1 else self._deaths[uuids] + 1
         if self._deaths[uuids] >= FAILURES:
+            names = {gpu.uuid: gpu.name for gpu in self._workers.get(held.worker, ())}
             times = f"CUDA has died on it in {FAILURES} processes one after the other"
-            self._leave_alone({uuid: f"{uuid}: {times}" for uuid in uuids})
+            self._leave_alone({u: f"{names.get(u, 'a GPU')} ({u}): {times}" for u in uuids})
         self._dead.add(held.worker)
         self._fitting.clear()
         self._start(self._recycle(held.worker, held.pid))

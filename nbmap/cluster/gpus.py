@@ -89,7 +89,7 @@ class OwnGPUs(OwnCluster):
                 GroupsCluster,
                 groups,
                 threads_per_worker=1,
-                memory_limit=int(memory_limit() * SHARE / len(groups)),
+                memory=int(memory_limit() * SHARE),
             ),
             lambda client: GPUTransport(client, groups=self),
             len(groups),
@@ -193,7 +193,15 @@ class OwnGPUs(OwnCluster):
             self._failed.clear()
             self._n = len(there)
             self._cluster.scale(self._n)
-        self._await(groups)
+        try:
+            self._await(groups)
+        except BaseException:  # such processes are none to run inputs in, the next time either
+            with self._changing:
+                for name in missing:
+                    self._cluster.groups.pop(name, None)
+                self._cluster.sync(self._cluster.scale_down, list(missing))
+                self._n = len(self._cluster.groups)
+            raise
 
     def _busy(self) -> set[str]:
         return {held.worker for held in self.transport.leases.values() if held.chunks}

@@ -43,6 +43,9 @@ GONE = {Status.closed, Status.failed}  # of nannies that start no worker any mor
 # notebook; a worker that took one would close for good. Not SIG_IGN, which children would inherit.
 NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
 
+# That a GPU can't be used is said in a sentence (`worker.gpus.why_unfit`); dask-cuda logs tracebacks.
+NO_FLOOD = "import logging; logging.getLogger('dask_cuda').setLevel(logging.CRITICAL + 1)"
+
 # A thread of Dask's ends a worker whose parent is gone, but not while a function holds Python's lock.
 # Linux does, when the thread that started the worker ends, which Dask keeps as long as the worker.
 NO_ORPHAN = """
@@ -129,7 +132,7 @@ class OwnCluster:
                     dashboard_address=None,
                     # Its HTTP server serves nothing, but listens: on any free port, not on 8787.
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                    preload=[NO_INTERRUPT, NO_ORPHAN],
+                    preload=[NO_INTERRUPT, NO_ORPHAN, NO_FLOOD],
                     silence_logs=logging.CRITICAL,
                 )
         except Exception as error:

@@ -505,7 +505,7 @@ class Transport(ABC):
                 self.returning.remove((held, chunk))
                 continue
             job = route[1]
-            if self._busy() >= max(1, self._room()[0], self.slots()):
+            if self._busy() >= max(1, self._room()[0], self.slots()) or not self.has_place(held):
                 crowded = True
                 self._make_room()
                 continue
@@ -515,6 +515,10 @@ class Transport(ABC):
             self._resume(held, chunk, job)
             held.link.send(Resume(chunk))
         return crowded
+
+    def has_place(self, held: Held) -> bool:  # noqa: ARG002 - here any free one does
+        """Tell whether there is a place for an input that goes on, where one is free."""
+        return True
 
     def _make_room(self) -> None:
         """Have a generator give its place up for a turn; it may be what an input waits for."""

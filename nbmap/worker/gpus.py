@@ -111,22 +111,31 @@ def is_dead() -> bool:
     """
     try:
         cuda = ctypes.CDLL(_CUDA)
-        current, active, flags = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_uint()
-        state = cuda.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active))
-        if state == _NOT_INITIALIZED or (state == 0 and not active.value):
-            return False  # it has none
-        if state or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(current), 0):
-            return True
-        before = ctypes.c_void_p()
-        cuda.cuCtxGetCurrent(ctypes.byref(before))
-        cuda.cuCtxSetCurrent(current)
-        try:
-            return bool(cuda.cuCtxSynchronize())
-        finally:
-            cuda.cuCtxSetCurrent(before)
-            cuda.cuDevicePrimaryCtxRelease_v2(0)
+        count = ctypes.c_int()
+        state = cuda.cuDeviceGetCount(ctypes.byref(count))
+        if state == _NOT_INITIALIZED:
+            return False  # it has not been used
+        # What CUDA says of a dead context it may say in answer to anything.
+        return bool(state) or any(_is_dead_on(cuda, device) for device in range(count.value))
     except (OSError, AttributeError):
         return False
+
+
+def _is_dead_on(cuda: Any, device: int) -> bool:
+    current, active, flags = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_uint()
+    state = cuda.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+    if state == _NOT_INITIALIZED or (state == 0 and not active.value):
+        return False  # it has none there
+    if state or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(current), device):
+        return True
+    before = ctypes.c_void_p()
+    cuda.cuCtxGetCurrent(ctypes.byref(before))
+    cuda.cuCtxSetCurrent(current)
+    try:
+        return bool(cuda.cuCtxSynchronize())
+    finally:
+        cuda.cuCtxSetCurrent(before)
+        cuda.cuDevicePrimaryCtxRelease_v2(device)
 
 
 def tidy() -> None:
@@ -179,6 +188,9 @@ def _visible() -> tuple[list[list[Any]], int]:
         wanted = list(handles)
     else:
         wanted = _named(nvml, text, list(handles), len(set(names.values())) > 1)
+        if not wanted and lost:
+            why = f"none of the GPUs in {_HIDDEN} ({text!r}) answers any more: restart the machine"
+            raise NotSeen(why, certain=False)
     if not wanted:
         raise NotSeen("all GPUs are in MIG mode, and none has a slice", certain=True)
     return [_told(nvml, uuid, handles[uuid], names[uuid]) for uuid in wanted], lost
@@ -248,22 +260,41 @@ def _named(nvml: Any, text: str, uuids: list[str], differ: bool) -> list[str]:
         slurm = ", as in a Slurm job without --gres" if words[0] == "NoDevFiles" else ""
         why = f"{_HIDDEN} is {text!r}{slurm}, which hides all GPUs"
         raise NotSeen(why, certain=True)
+    words = [word for at, word in enumerate(words) if word and word not in words[:at]]
     found: list[str] = []
+    gone = 0
     if differ and any(word.isdigit() for word in words):
         order = _order_of_cuda()
         by_digits = {_digits(uuid): uuid for uuid in uuids}
         found = [by_digits[digits] for digits in order if digits in by_digits]
     else:
         for word in words:
+            if _is_lost(nvml, word):
+                gone += 1
+                continue
             one = _find(nvml, word, uuids)
             if one is None:
                 break  # CUDA looks no further either
             found.append(one)
-    if len(found) < len(words):
-        bad = words[len(found)]
+    if len(found) + gone < len(words):
+        bad = words[len(found) + gone]
         why = f"{_HIDDEN} is {text!r}, and there is no GPU {bad} among {len(uuids)}"
         raise NotSeen(why, certain=True)
     return found
+
+
+def _is_lost(nvml: Any, word: str) -> bool:
+    """Tell whether a word of CUDA_VISIBLE_DEVICES names a GPU that does not answer any more."""
+    try:
+        if word.isdigit():
+            nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(int(word)))
+        else:
+            nvml.nvmlDeviceGetHandleByUUID(word)
+    except nvml.NVMLError_GpuIsLost:
+        return True
+    except nvml.NVMLError:
+        return False
+    return False
 
 
 def _find(nvml: Any, word: str, uuids: list[str]) -> str | None:
@@ -286,7 +317,10 @@ def _order_of_cuda() -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         why = f"CUDA does not tell how it numbers the GPUs: {error}"
         raise NotSeen(why, certain=False) from None
-    return told.stdout.split()
+    order = told.stdout.split()
+    if not order:
+        raise NotSeen("CUDA does not tell how it numbers the GPUs", certain=False)
+    return order
 
 
 def _told(nvml: Any, uuid: str, handle: Any, name: str) -> list[Any]:

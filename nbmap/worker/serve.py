@@ -492,10 +492,11 @@ class Lease:
         """Return the GPUs that the lease has: CUDA's number, UUID, name and bytes of memory."""
         if not self.gpus:
             return []
-        seen = enumerate(gpus.look()["gpus"])
-        return [
-            (at, uuid, name, memory) for at, (uuid, name, memory, _) in seen if uuid in self.gpus
-        ]
+        told = gpus.look()
+        mine = [gpu for gpu in enumerate(told["gpus"]) if gpu[1][0] in self.gpus]
+        if not mine:
+            raise RuntimeError(told["why"] or "the GPUs of this input do not answer any more")
+        return [(at, uuid, name, memory) for at, (uuid, name, memory, _) in mine]
 
     def _emit(self, output: Any) -> None:
         """Take an output of the running generator; wait while its consumer has enough."""

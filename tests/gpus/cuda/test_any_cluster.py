@@ -11,6 +11,7 @@ from helpers.gpus import A100, T4
 from helpers.processes import wait_until
 
 import nbmap
+from nbmap.cluster import gpu_leases
 
 
 @pytest.fixture
@@ -101,3 +102,70 @@ def test_a_worker_whose_gpus_cannot_be_looked_at_is_not_one_without(libraries, t
             handle = nbmap.remote(abs, gpu="A100", cluster=os.fspath(path))
             with pytest.raises(nbmap.NoMatchingGPU, match=r"can't be looked at, tcp.*modprobe"):
                 handle.map([1])
+
+
+def test_g10_a_worker_that_dies_at_once_and_is_the_only_one_is_waited_for(hosts, tmp_path):
+    """The run does not take its short absence for a cluster without such a GPU."""
+    path, add = hosts
+    add("bbbb", T4)
+    dasks.wait_for_workers(path, 2)
+    died = tmp_path / "died"
+
+    def work(x):
+        if x == 0 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    run = nbmap.remote(work, gpu="T4", cluster=os.fspath(path)).map(range(10))
+    assert run.results() == [*range(10)]
+    assert run.records()[0]["attempts"] == 2
+
+
+def test_g13_a_run_on_any_cluster_ends_when_all_its_gpus_are_left_alone(hosts):
+    """It says which and why, and so does the next one."""
+    path, add = hosts
+    add("bbbb", T4)
+    add("cccc", A100)
+    dasks.wait_for_workers(path, 3)
+
+    def work(x):
+        import ctypes
+
+        from cuda.core import Device
+
+        Device().set_current()
+        ctypes.CDLL("libcuda.so.1").fake_cuda_trap()
+        raise RuntimeError(x)
+
+    handle = nbmap.remote(work, gpu="T4", cluster=os.fspath(path))
+    run = handle.map(range(20), return_exceptions=True)
+    why = r"Tesla T4 \(GPU-.*\): CUDA has died on it in 3 processes one after the other"
+    with pytest.raises(nbmap.ClusterError, match=why):
+        list(run)
+    assert run.counts["failed"] == 3
+    with pytest.raises(nbmap.NoMatchingGPU, match=f"1 x NVIDIA A100.*{why}"):
+        handle.map([1])
+    either = nbmap.remote(where, gpu="T4|A100", cluster=os.fspath(path)).map([1, 2])
+    assert {host for _, _, host, _ in either} == {"cccc"}
+
+
+def test_a_worker_that_stands_holds_up_no_other(hosts, monkeypatch):
+    """It is said to be one whose GPUs can't be looked at; the others are used."""
+    monkeypatch.setattr(gpu_leases, "LOOK", 2.0)
+    path, add = hosts
+    add("bbbb", T4)
+    dasks.wait_for_workers(path, 2)
+    with dasks.worker(path, "--no-nanny") as standing:
+        dasks.wait_for_workers(path, 3)
+        os.killpg(standing.pid, signal.SIGSTOP)
+        try:
+            cluster = os.fspath(path)
+            assert [x for x, *_ in nbmap.remote(where, gpu="T4", cluster=cluster).map([1, 2])] == [
+                1,
+                2,
+            ]
+            with pytest.raises(nbmap.NoMatchingGPU, match="it has not answered in 2 s"):
+                nbmap.remote(where, gpu=["H100", "cpu"], cluster=cluster).map([1])
+        finally:
+            os.killpg(standing.pid, signal.SIGCONT)

@@ -1,6 +1,6 @@
 """What happens to an input on a GPU, and to those after it."""
 
-from helpers.gpus import A100
+from helpers.gpus import A100, T4
 
 DRIVER = """
 def context():
@@ -255,6 +255,8 @@ def test_g19_what_is_loaded_per_worker_is_loaded_once_on_each_gpu(on):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.05)
         assert model() == os.getpid()
+        while x >= 20 and len(noted()) < 3:  # until the process that was started anew is there
+            time.sleep(0.05)
         return x
 
     def main():
@@ -276,3 +278,147 @@ def test_g19_what_is_loaded_per_worker_is_loaded_once_on_each_gpu(on):
     assert len(before) == len({pid for pid, _ in before}) == 2
     assert len(restarted) == len({pid for pid, _ in restarted}) == 3
     assert [word for _, word in changed] == ["first"] * 3 + ["second"] * 2
+
+
+def test_g13_short_inputs_on_a_gpu_that_never_works_cost_three(on):
+    """What is sent ahead of them counts for nothing."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def work(x):
+        import ctypes
+        from cuda.core import Device
+
+        driver = context()
+        if Device().uuid.endswith("0"):
+            ctypes.CDLL("libcuda.so.1").fake_cuda_trap()
+        check(driver.cuCtxSynchronize())
+        time.sleep(0.02)
+        return x
+
+    def main():
+        run = nbmap.remote(work, gpu="A100").map(range(400), return_exceptions=True)
+        return sum(not isinstance(x, int) for x in run), run.snapshot().note
+    """
+    failures, note = on([A100, A100], code)
+    assert failures == 3
+    assert note.startswith("NVIDIA A100-SXM4-80GB (GPU-")
+
+
+def test_g13_the_second_gpu_of_a_pair_is_lost(on):
+    """Its process has a dead context, and is no place for others."""
+    code = f"""
+    {DRIVER.strip().replace(chr(10), chr(10) + "    ")}
+
+    def work(x):
+        from cuda.bindings import driver
+        from cuda.core import Device
+
+        for index in range(2):
+            Device(index).set_current()
+            check(driver.cuCtxSynchronize())
+        time.sleep(0.1)
+        return x
+
+    def main():
+        run = nbmap.remote(work, gpu="A100:2").map(range(80), return_exceptions=True)
+        while run.counts["done"] < 4:
+            time.sleep(0.01)
+        open(os.environ["FAKE_GPU_STATE"] + "/lost.1", "w").close()
+        return sum(not isinstance(x, int) for x in run), run.snapshot().note
+    """
+    failures, note = on([A100] * 4, code)
+    assert failures <= 2
+    assert "left alone" in note
+
+
+def test_g13_a_lost_gpu_among_those_that_are_visible(on, state):
+    """The others are used, by number or by UUID; none runs on the CPU by mistake."""
+    (state / "lost.0").touch()
+    code = """
+    def main():
+        out = nbmap.remote(where, gpu="A100|cpu").map(range(4)).results()
+        return len({x["uuid"] for x in out}), len({x["pid"] for x in out})
+    """
+    assert on([A100] * 3, code, CUDA_VISIBLE_DEVICES="0,1,2") == [2, 2]
+    assert "Traceback" not in on.err
+
+
+def test_g8_an_input_that_waited_for_another_goes_on_alone_on_its_gpu(on):
+    """Nested calls on GPUs: two inputs are never on one at a time."""
+    code = """
+    def log(name, began):
+        return name, os.environ["CUDA_VISIBLE_DEVICES"], began, time.time()
+
+    @nbmap.remote(gpu="A100")
+    def short(x):
+        began = time.time()
+        time.sleep(0.2)
+        return log("short", began)
+
+    @nbmap.remote(gpu="A100")
+    def outer(x):
+        began = time.time()
+        time.sleep(0.2)
+        first = log("outer", began)
+        child = short.remote(x)
+        began = time.time()
+        time.sleep(1)
+        return [first, child, log("outer again", began)]
+
+    @nbmap.remote(gpu="A100")
+    def longer(x):
+        began = time.time()
+        time.sleep(2)
+        return [log("longer", began)]
+
+    def main():
+        short(0)
+        first = outer.map(range(2))
+        time.sleep(0.15)
+        second = longer.map(range(3))
+        return [event for out in [*first, *second] for event in out]
+    """
+    events = on([A100, A100], code)
+    assert len(events) == 9
+    for at, (name, gpu, began, ended) in enumerate(events):
+        for other, its, start, stop in events[at + 1 :]:
+            assert gpu != its or began >= stop - 0.02 or start >= ended - 0.02, (name, other)
+
+
+def test_a_process_that_cannot_use_its_gpu_is_refused_each_time(on, libraries, tmp_path):
+    """Not only at the first call; another request works meanwhile."""
+    (tmp_path / "half").mkdir()
+    nvml = libraries / "libnvidia-ml.so.1"
+    (tmp_path / "half" / nvml.name).symlink_to(nvml)
+    code = """
+    def main():
+        return [refused(gpu="T4") for _ in range(2)]
+    """
+    told = on([T4], code, LD_LIBRARY_PATH=str(tmp_path / "half"))
+    for kind, text in told:
+        assert kind == "ClusterError"
+        assert "a process can't use its GPU: CUDA does not start" in text
+    assert "Traceback" not in on.err
+
+
+def test_processes_on_gpus_share_the_machines_memory(on):
+    """Also where a second division comes after a first one."""
+    code = """
+    def limit(x):
+        from distributed import get_worker
+
+        time.sleep(0.2)
+        return get_worker().memory_manager.memory_limit
+
+    def main():
+        from nbmap.engine.memory import memory_limit
+
+        one = nbmap.remote(limit, gpu="T4:0.5").map(range(8)).results()
+        two = nbmap.remote(limit, gpu="A100").map(range(2)).results()
+        return memory_limit(), one, two
+    """
+    whole, one, two = on([A100, T4, T4], code)
+    assert len(set(one)) == 1
+    assert 4 * one[0] <= whole
+    assert whole // 8 < two[0] <= whole // 5
