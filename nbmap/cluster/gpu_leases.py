@@ -143,6 +143,10 @@ class GPUTransport(DaskTransport):
         }
         return slots_for(request, workers, None)
 
+    def wanted_workers(self) -> set[str]:
+        """Return the workers on which inputs of runs may run that go on."""
+        return {slot.worker for job in self.jobs for slot in self._slots_of(job.gpu)}
+
     def _why_none(self, request: GPURequest) -> str:
         there = {gpu.uuid: gpu for of in self._workers.values() for gpu in of}
         gpus = [gpu for uuid, gpu in there.items() if uuid not in self.left]

@@ -204,7 +204,9 @@ class OwnGPUs(OwnCluster):
             raise
 
     def _busy(self) -> set[str]:
-        return {held.worker for held in self.transport.leases.values() if held.chunks}
+        """Return the workers that are at work, or that a run goes on with."""
+        at_work = {held.worker for held in self.transport.leases.values() if held.chunks}
+        return at_work | self.transport.wanted_workers()
 
     def _names(self) -> dict[str, str]:
         workers = dict(self._cluster.scheduler_info["workers"])

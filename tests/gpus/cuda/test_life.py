@@ -422,3 +422,28 @@ def test_processes_on_gpus_share_the_machines_memory(on):
     assert len(set(one)) == 1
     assert 4 * one[0] <= whole
     assert whole // 8 < two[0] <= whole // 5
+
+
+def test_gpus_of_a_run_that_goes_on_are_not_divided_anew(on):
+    """Not between two of its inputs either: it would wait for its processes for ever."""
+    code = """
+    def slow_inputs():
+        for x in range(6):
+            time.sleep(0.5)
+            yield x
+
+    def main():
+        run = nbmap.remote(where, gpu="A100").map(slow_inputs(), keep=True)
+        while run.counts["done"] < 1:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        kind, text = refused(gpu="A100:0.5")
+        out = [x["x"] for x in run]
+        halves = nbmap.remote(where, gpu="A100:0.5").map([1]).results()
+        return kind, text, out, len(halves)
+    """
+    kind, text, out, halves = on([A100], code)
+    assert kind == "ClusterError"
+    assert "another division" in text
+    assert out == [0, 1, 2, 3, 4, 5]
+    assert halves == 1
