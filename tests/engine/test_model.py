@@ -75,7 +75,10 @@ def test_every_message_comes_back_from_its_header(kind):
             message.frames = frames
         back = message_from(message.header(), frames_of(message))
         assert type(back) is kind
-        assert back == message  # floats that are no number among them, as they are the same object
+        # Lists take the same object for equal, also a float that is no number; since Python 3.13
+        # dataclasses don't.
+        assert back.header() == message.header()
+        assert list(frames_of(back)) == list(frames_of(message))
         message_from(tuple(message.header()), tuple(frames_of(message)))
 
     check()
