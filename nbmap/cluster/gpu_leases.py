@@ -113,7 +113,7 @@ class GPUTransport(DaskTransport):
             workers = {
                 worker: [gpu for gpu in of if gpu.uuid not in self.left]
                 for worker, of in self._workers.items()
-                if worker not in self._dead
+                if worker not in self._dead and worker not in self._stuck
             }
             ours = self._ours
             if ours is not None:

@@ -97,6 +97,7 @@ class DaskTransport(Transport):
         self._counting = False
         self._failed = 0  # leases in a row that did not start
         self._unreached = ""  # the worker that `trouble` is about
+        self._stuck: set[str] = set()  # workers in which nothing runs, and that are not ours to end
         self._threads: dict[str, int] = {} if own else dict(client.nthreads())
         client.subscribe_topic(self.topic, self._on_event)
 
@@ -106,7 +107,8 @@ class DaskTransport(Transport):
         """Return how many leases a handle without a limit may hold."""
         if self.own is not None:
             return self.own.cores
-        return max(1, self._grows_to, sum(self._threads.values()))
+        usable = sum(n for worker, n in self._threads.items() if worker not in self._stuck)
+        return max(1, self._grows_to, usable)
 
     def capacity(self, limited: int, unlimited: int) -> int:
         """On our own cluster a handle's limit is the number of leases that it gets."""
@@ -151,6 +153,9 @@ class DaskTransport(Transport):
         if place:
             options["workers"] = [place]
             self._placed[held.name] = place
+        elif self._stuck:  # to Dask they seem to have nothing to do
+            options["workers"] = [w for w in self._threads if w not in self._stuck] or None
+            options["allow_other_workers"] = options["workers"] is not None
         key = self._key + held.name
         future = self.client.submit(
             self._task, held.name, self.topic, uuids, key=key, pure=False, **options
@@ -398,14 +403,36 @@ class DaskTransport(Transport):
         """Give the leases up of a process in which nothing runs, and that is not ours to end."""
         reason = f"the worker {worker} does not answer: something in it holds Python's lock"
         together = [held for held in self.leases.values() if held.process == process]
+        places = [self._at[held.name] for held in together if held.name in self._at]
+        if places:
+            self._stuck.add(worker)
+            self._start(self._avoid(process, places[0]))
         self.lose(together, died=True, reason=reason, charge=False)
         for held in together:
-            if isinstance(held.link, CommLink):
-                held.link.abort()
+            link = held.link
             held.forget_stream()
+            if isinstance(link, CommLink):
+                link.abort()
             self.gone(held)
         if not self._some_open():
             self._unreached, self.trouble = worker, reason
+
+    async def _avoid(self, process: str, place: Place) -> None:
+        """Have no lease wait at a worker in which nothing runs, until it answers or has gone."""
+        while self.alive():
+            if self.jobs:
+                for key in await self.workers.processing(place.address):
+                    held = self.leases.get(key.removeprefix(self._key))
+                    if held is not None and held.state == "asked":
+                        self.gone(held)
+                self.wake()
+                if await self._streams.process_alive(place, process) is not None:
+                    break
+                if await self.workers.given_up(place.address):
+                    break
+            await asyncio.sleep(REFRESH)
+        self._stuck.discard(place.address)
+        self.wake()
 
     def _fail_all(self) -> None:
         self.fail(

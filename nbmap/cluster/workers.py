@@ -97,7 +97,12 @@ class Workers:
     async def given_up(self, address: str) -> bool:
         """Tell whether the scheduler has no worker of an address any more."""
         info = await self._ask(self._client.scheduler_info)
-        return info is not None and address not in info["workers"]
+        return info is not None and address not in info.get("workers", [address])
+
+    async def processing(self, address: str) -> list[str]:
+        """Return the keys of the tasks that Dask has sent to a worker and that have not ended."""
+        told = await self._ask(self._client.processing, [address])
+        return [str(key) for keys in (told or {}).values() for key in keys]
 
     # -- ending one
 
@@ -147,11 +152,12 @@ class Workers:
             info = await self._ask(self._client.scheduler_info)
         finally:
             self._asking = False
-        if info is None:
+        workers = None if info is None else info.get("workers")
+        if workers is None:  # or the client is closed
             return
         now = time.monotonic()
         for address in addresses:
-            worker = info["workers"].get(address)
+            worker = workers.get(address)
             if worker is None:
                 self._seen.pop(address, None)
                 missing(address)

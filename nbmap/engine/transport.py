@@ -786,6 +786,8 @@ class Transport(ABC):
         """Tell the runs what was lost with leases of one process that ended together."""
         alone = sum(bool(held.chunks) for held in leases) == 1
         death = next(_deaths)
+        for held in leases:  # none of them gets what another had
+            held.state = "ending"
         for held in leases:
             process = held.process
             for at, chunk in enumerate(list(held.chunks)):

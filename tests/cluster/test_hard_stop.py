@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 from helpers.processes import wait_until
@@ -108,6 +109,27 @@ def test_f13_innocents_beside_a_function_that_holds_the_lock_succeed(shared_proc
     assert [x for at, x in enumerate(out) if at != 2] == [0, 1, 3, 4, 5, 6, 7], out
     assert isinstance(out[2], nbmap.InputTimeout)
     assert [failure.index for failure in run.failures] == [2]
+
+
+def test_f13_no_lease_waits_at_a_worker_that_a_function_has_stopped(existing, folder):
+    """To Dask it seems free; inputs go elsewhere until it answers again."""
+    cluster = existing(workers=2, threads=1)
+    nannies = list(cluster.workers.values())
+    with (
+        Client(cluster, set_as_default=False) as other,
+        dask.config.set({"nbmap.cluster": cluster.scheduler_address}),
+    ):
+        theirs = [other.scatter(0, workers=[n.worker_address], hash=False) for n in nannies]
+        holds = holds_the_lock
+        handle = nbmap.remote(timeout=0.5, grace=0.5)(lambda _: holds(folder, 20))
+        with pytest.raises(nbmap.InputTimeout):
+            handle(0)
+        assert nbmap.status().slots == 1
+        for _ in range(3):
+            wait_until(lambda: nbmap.status().leases == 0)
+            assert list(nbmap.remote(abs, concurrency=1).map([-1])) == [1]
+        wait_until(lambda: len(list(nbmap.remote(abs).map(range(2)))) == nbmap.status().slots)
+        assert [future.status for future in theirs] == ["finished"] * 2
 
 
 def test_f12_cancel_ends_a_function_that_does_not_stop(anywhere, folder):
