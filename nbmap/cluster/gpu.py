@@ -56,6 +56,11 @@ class GPU:
     whole: int | None = None
 
     @property
+    def label(self) -> str:
+        """Name and UUID, by which people find it again."""
+        return f"{self.name} ({self.uuid})"
+
+    @property
     def mig(self) -> str | None:
         """Profile of a slice in lower case, such as "1g.5gb"; None for a whole GPU."""
         _, _, profile = self.name.upper().partition(" MIG ")

@@ -23,7 +23,7 @@ from ..errors import ClusterError, NoMatchingGPU
 from ..worker.gpus import used
 from .gpu import GPU, GPURequest
 from .leases import DaskTransport
-from .slots import Group, Slot, listed, slots_for, what_is_wrong
+from .slots import Group, Slot, listed, slots_for, unanswering, what_is_wrong
 from .stream import far_function
 
 logger = logging.getLogger("nbmap")
@@ -44,7 +44,7 @@ class OwnGroups(Protocol):
     def expects(self, request: GPURequest) -> bool:
         """Tell whether there is a worker for a request, or there will be."""
 
-    def mend(self, left: Container[str] = ()) -> dict[str, str]:
+    def renew(self, left: Container[str]) -> dict[str, str]:
         """Start processes anew, and none on GPUs that are left alone.
 
         Returns:
@@ -110,21 +110,25 @@ class GPUTransport(DaskTransport):
 
     def _slots_of(self, request: GPURequest) -> list[Slot]:
         if request not in self._fitting:
-            workers = {
-                worker: [gpu for gpu in of if gpu.uuid not in self.left]
-                for worker, of in self._workers.items()
-                if worker not in self._dead and worker not in self._stuck
-            }
+            down = self._dead | self._stuck
             ours = self._ours
             if ours is not None:
                 ours = {
                     worker: group
                     for worker, group in ours.items()
-                    if worker not in self._dead
+                    if worker not in down
                     and self.left.keys().isdisjoint(gpu.uuid for gpu in group.gpus)
                 }
-            self._fitting[request] = slots_for(request, workers, ours)
+            self._fitting[request] = slots_for(request, self._workers_but(down), ours)
         return self._fitting[request]
+
+    def _workers_but(self, down: Container[str] = ()) -> dict[str, list[GPU]]:
+        """Return the GPUs of workers that are not left alone, without workers that are down."""
+        return {
+            worker: [gpu for gpu in of if gpu.uuid not in self.left]
+            for worker, of in self._workers.items()
+            if worker not in down
+        }
 
     def _are_left(self, request: GPURequest) -> bool:
         """Tell whether all slots of a request are on GPUs that are left alone."""
@@ -132,16 +136,8 @@ class GPUTransport(DaskTransport):
             return False
         if self._groups is not None:
             return not self._groups.expects(request)
-        return bool(slots_for(request, self._workers, None)) and not self._slots_without_left(
-            request
-        )
-
-    def _slots_without_left(self, request: GPURequest) -> list[Slot]:
-        workers = {
-            worker: [gpu for gpu in of if gpu.uuid not in self.left]
-            for worker, of in self._workers.items()
-        }
-        return slots_for(request, workers, None)
+        had = slots_for(request, self._workers, None)
+        return bool(had) and not slots_for(request, self._workers_but(), None)
 
     def wanted_workers(self) -> set[str]:
         """Return the workers on which inputs of runs may run that go on."""
@@ -164,7 +160,7 @@ class GPUTransport(DaskTransport):
 
     def _look(self) -> Seen:
         """Ask the workers that are new what they see; not on the engine's thread."""
-        given_up = {} if self._groups is None else self._groups.mend(self.left)
+        given_up = {} if self._groups is None else self._groups.renew(self.left)
         there = set(self.client.scheduler_info(n_workers=-1)["workers"])
         new = [worker for worker in there if worker not in self._workers]
         told = self._ask_each(new, LOOK, "look")
@@ -188,8 +184,7 @@ class GPUTransport(DaskTransport):
             if seen and self._ours and worker in self._ours:
                 there_now = {gpu.uuid for gpu in self._workers[worker]}
                 gone = [gpu for gpu in self._ours[worker].gpus if gpu.uuid not in there_now]
-                told_of = {g.uuid: f"{g.name} ({g.uuid}) does not answer any more" for g in gone}
-                self._leave_alone(told_of)
+                self._leave_alone(unanswering(gone))
         self._fitting.clear()
         self._forget_asked(there)
         now = time.monotonic()
@@ -358,9 +353,9 @@ class GPUTransport(DaskTransport):
         uuids = self._slot[held.name].gpus
         self._deaths[uuids] = 1 if self._chunks.pop(uuids, 0) > 1 else self._deaths[uuids] + 1
         if self._deaths[uuids] >= FAILURES:
-            names = {gpu.uuid: gpu.name for gpu in self._workers.get(held.worker, ())}
+            labels = {gpu.uuid: gpu.label for gpu in self._workers.get(held.worker, ())}
             times = f"CUDA has died on it in {FAILURES} processes one after the other"
-            self._leave_alone({u: f"{names.get(u, 'a GPU')} ({u}): {times}" for u in uuids})
+            self._leave_alone({u: f"{labels.get(u, f'a GPU ({u})')}: {times}" for u in uuids})
         self._dead.add(held.worker)
         self._fitting.clear()
         self._start(self._recycle(held.worker, held.pid))

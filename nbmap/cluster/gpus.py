@@ -8,7 +8,7 @@ import importlib.util
 import threading
 import time
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 from ..engine.memory import memory_limit
@@ -16,8 +16,8 @@ from ..errors import ClusterError, NoMatchingGPU
 from ..worker import gpus
 from .gpu import GPU, GPURequest
 from .gpu_leases import FAILURES, GPUTransport
-from .local import GONE, SHARE, OwnCluster
-from .slots import Group, groups_for, slots_for, what_is_wrong
+from .local import SHARE, OwnCluster
+from .slots import Group, groups_for, slots_for, unanswering, what_is_wrong
 from .stream import far_function
 
 __all__ = ["OwnGPUs"]
@@ -114,7 +114,7 @@ class OwnGPUs(OwnCluster):
         """Tell whether there is a worker for a request, or there will be."""
         return bool(slots_for(request, {}, self._cluster.groups))
 
-    def mend(self, left: Container[str] = ()) -> dict[str, str]:
+    def renew(self, left: Container[str]) -> dict[str, str]:
         """Start processes anew, and end those on GPUs that are left alone.
 
         A process can't start on a GPU that has fallen off the bus, and Dask's nanny then gives up.
@@ -126,39 +126,39 @@ class OwnGPUs(OwnCluster):
             The GPUs that are given up, by UUID, and why.
         """
         with self._changing:
-            there = self._cluster.groups
-            gone = [n for n, nanny in self._cluster.workers.items() if nanny.status in GONE]
-            dropped = self._drop(left)
-            if self._closed or not (gone or dropped):
+            if self._closed:
+                return {}
+            there, gone, on_left = self._cluster.groups, self._without_gone(), self._on(left)
+            if not (gone or on_left):
                 return {}
             given_up: dict[str, str] = {}
             seen = {gpu[0] for gpu in gpus.look()["gpus"]} if gone else set()
             for name in gone:
-                self._cluster.worker_spec.pop(name, None)
                 self._failed[name] += 1
                 group = there.get(name)
                 for gpu in group.gpus if group is not None else ():
                     if gpu.uuid not in seen:
-                        given_up[gpu.uuid] = f"{gpu.name} ({gpu.uuid}) does not answer any more"
+                        given_up |= unanswering([gpu])
                     elif self._failed[name] >= FAILURES:
                         times = f"tried {FAILURES} times"
-                        given_up[gpu.uuid] = (
-                            f"no process starts on {gpu.name} ({gpu.uuid}), {times}"
-                        )
-            dropped += self._drop(given_up)
-            if ended := [name for name in dropped if name not in gone]:
-                self._cluster.sync(self._cluster.scale_down, ended)
-            self._n = len(there)
+                        given_up[gpu.uuid] = f"no process starts on {gpu.label}, {times}"
+            self._end([*on_left, *self._on(given_up)])
             self._cluster.scale(self._n)
             return given_up
 
-    def _drop(self, uuids: Container[str]) -> list[str]:
-        """Have no process any more for groups with one of these GPUs; return their names."""
+    def _on(self, uuids: Container[str]) -> list[str]:
+        """Return the names of the groups with one of these GPUs."""
         there = self._cluster.groups
-        names = [n for n, group in there.items() if any(gpu.uuid in uuids for gpu in group.gpus)]
+        return [n for n, group in there.items() if any(gpu.uuid in uuids for gpu in group.gpus)]
+
+    def _end(self, names: Collection[str]) -> None:
+        """Have no process any more for these groups."""
         for name in names:
-            del there[name]
-        return names
+            self._cluster.groups.pop(name, None)
+        running = [name for name in names if name in self._cluster.worker_spec]
+        if running:
+            self._cluster.sync(self._cluster.scale_down, running)
+        self._n = len(self._cluster.groups)
 
     def provide(self, groups: list[Group]) -> None:
         """Have processes for these groups.
@@ -175,9 +175,7 @@ class OwnGPUs(OwnCluster):
             if not missing:
                 return
             wanted = {gpu.uuid for group in missing.values() for gpu in group.gpus}
-            in_the_way = [
-                name for name, group in there.items() if wanted & {gpu.uuid for gpu in group.gpus}
-            ]
+            in_the_way = self._on(wanted)
             busy = self.transport.engine.wait_for(self._busy)
             at_work = [name for address, name in self._names().items() if address in busy]
             if blocked := set(at_work) & set(in_the_way):
@@ -186,9 +184,7 @@ class OwnGPUs(OwnCluster):
                     "division now; run it again when they have ended, or cancel them"
                 )
                 raise ClusterError(msg)
-            for name in in_the_way:
-                there.pop(name, None)
-            self._cluster.sync(self._cluster.scale_down, in_the_way)
+            self._end(in_the_way)
             there.update(missing)
             self._failed.clear()
             self._n = len(there)
@@ -197,10 +193,7 @@ class OwnGPUs(OwnCluster):
             self._await(groups)
         except BaseException:  # such processes are none to run inputs in, the next time either
             with self._changing:
-                for name in missing:
-                    self._cluster.groups.pop(name, None)
-                self._cluster.sync(self._cluster.scale_down, list(missing))
-                self._n = len(self._cluster.groups)
+                self._end(missing)
             raise
 
     def _busy(self) -> set[str]:

@@ -50,7 +50,7 @@ class Own(Protocol):
     def leases_each(self) -> int:
         """Return how many leases a worker may have."""
 
-    def mend(self) -> object:
+    def mend(self) -> None:
         """Replace the nannies that gave up."""
 
 

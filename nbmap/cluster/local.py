@@ -147,14 +147,16 @@ class OwnCluster:
         """Return the addresses of the workers that are there."""
         return list(self._cluster.scheduler_info["workers"])
 
-    def mend(self) -> object:
-        """Replace the nannies that gave up, as one does whose worker dies while it starts."""
+    def _without_gone(self) -> list[Any]:
+        """Drop the nannies that gave up, as one does whose worker dies while it starts.
+
+        Returns:
+            Their names.
+        """
         gone = [n for n, nanny in self._cluster.workers.items() if nanny.status in GONE]
-        if gone and not self._closed:
-            for name in gone:
-                self._cluster.worker_spec.pop(name, None)
-            self._cluster.scale(self._n)
-        return None
+        for name in gone:
+            self._cluster.worker_spec.pop(name, None)
+        return gone
 
     def close(self) -> None:
         """Cancel what runs, and stop all processes."""
@@ -213,6 +215,11 @@ class LocalOwn(OwnCluster):
             lambda client: DaskTransport(client, own=self),
             n,
         )
+
+    def mend(self) -> None:
+        """Replace the nannies that gave up."""
+        if not self._closed and self._without_gone():
+            self._cluster.scale(self._n)
 
     def leases_each(self) -> int:
         """Return how many leases a worker may have."""

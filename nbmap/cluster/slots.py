@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from .gpu import GPU, GPUKind, GPURequest
 
-__all__ = ["Group", "Slot", "groups_for", "listed", "slots_for", "what_is_wrong"]
+__all__ = [
+    "Group",
+    "Slot",
+    "groups_for",
+    "listed",
+    "slots_for",
+    "unanswering",
+    "what_is_wrong",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,11 @@ def listed(gpus: Iterable[GPU]) -> str:
     """Return GPUs as a text: "2 x Tesla T4, 1 x NVIDIA A100-SXM4-80GB"; "no GPU"."""
     names = Counter({gpu.uuid: gpu.name for gpu in gpus}.values())
     return ", ".join(f"{n} x {name}" for name, n in sorted(names.items())) or "no GPU"
+
+
+def unanswering(gpus: Iterable[GPU]) -> dict[str, str]:
+    """Return why GPUs are not used that have fallen off the bus, by UUID."""
+    return {gpu.uuid: f"{gpu.label} does not answer any more" for gpu in gpus}
 
 
 def what_is_wrong(request: GPURequest, gpus: Sequence[GPU], where: str) -> str:

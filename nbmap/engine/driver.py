@@ -205,6 +205,7 @@ class Driver:
         # what views show
         self.prints: dict[int, list[str]] = {}  # of each input, as they came
         self.first_failures: list[Failure] = []  # in order of arrival
+        self.shown = False  # outputs are looked at for a view; where there is none, for nobody
         self.recent = Recent()  # the newest outputs
         self.series = Series()  # the numbers among what generators yield
         self._printed = 0
@@ -466,7 +467,7 @@ class Driver:
                         None if at in failed else load_or_error(frames)
                         for at, frames in enumerate(parts(packed))
                     ]
-                    if self.recent.due():  # here, since it runs the user's code
+                    if self.shown and self.recent.due():  # here, since it runs the user's code
                         texts = self.recent.written(values)
                 opened.append((message, worker, values, texts))
             self.transport.engine.call(self._process_opened, opened)
@@ -538,7 +539,7 @@ class Driver:
         effects = self._state.handle(got)
         if self.rules.stream:
             texts = ()  # what a generator returns is nobody's
-        elif values is None and self.recent.due():
+        elif values is None and self.shown and self.recent.due():
             plain = unpack(Pack(message.n, None, message.frames[:1]))
             texts = [(at, text) for at, text in self.recent.written(plain) if text != "None"]
         if self.keep:
@@ -588,7 +589,7 @@ class Driver:
             segment = Segment(index, n, message.nbytes * n // message.n, values, frame)
             attempt = self._state.attempts(index)
             new = self.outcomes.add(index, message.seq, attempt, segment) if n else 0
-            if new:
+            if new and self.shown:
                 self._show(message, n, n - segment.n, values, texts)
         if bad:
             self._spoiled.setdefault(index, failure)

@@ -19,7 +19,6 @@ WIDE = 1000  # times the smallest number is the largest where the axis is logari
 # Told apart also by most who see colours otherwise, and seen on light and on dark ground.
 COLOURS = ("#2f7fc1", "#b87a00", "#1a936f", "#c2649a", "#d1602b", "#8c6bb1", "#4d9aa8", "#808080")
 
-
 SQUARES = 600  # at most; of more inputs several share one
 SQUARE = 12  # pixels
 # As in view.css; the loudest status of a square that stands for several is shown, as in view.js.
@@ -57,9 +56,8 @@ def squares(column: bytes) -> str:
     symbols = "".join(f'<g id="s{n}">{shape}</g>' for n, shape in enumerate(shapes))
     height = -(-len(bins) // across) * SQUARE
     counts = [f"{n:,} {name}" for at, name in enumerate(SHOWN_STATUSES) if (n := column.count(at))]
-    inputs = f"{len(column):,} input{'s' if len(column) != 1 else ''}"
-    svg_ = f"<defs>{symbols}</defs>{''.join(parts)}"
-    return _image(f"map of {inputs}: {', '.join(counts)}", svg_, height)
+    alt = f"map of {render.inputs(len(column))}: {', '.join(counts)}"
+    return _image(alt, f"<defs>{symbols}</defs>{''.join(parts)}", height)
 
 
 def _loudest(statuses: bytes) -> int:
@@ -88,7 +86,7 @@ def curves(series: Series) -> str:
     if max((len(x) for _, x, _ in lines), default=0) < 2:
         return ""
     name = render.plain(series.keys[key], 40)
-    alt = f"{name} of {len(lines):,} input{'s' if len(lines) != 1 else ''}, output by output"
+    alt = f"{name} of {render.inputs(len(lines))}, output by output"
     return _image(alt, _drawn(name, lines[:CURVES]), HEIGHT)
 
 

@@ -160,6 +160,11 @@ def line(snapshot: Snapshot) -> str:
     return f"{far} · {_how(s)}"
 
 
+def inputs(n: int) -> str:
+    """Write a number of inputs: "1 input", "1,000 inputs"."""
+    return f"{n:,} input{'' if n == 1 else 's'}"
+
+
 def gpus(snapshot: Snapshot) -> list[str]:
     """Write the GPUs of a run, a line each: the name, the memory in use, the load."""
     uses = snapshot.gpus
@@ -327,7 +332,7 @@ def _fitting_html(text: str, room: int) -> str:
 
 
 def _size(s: Snapshot) -> str:
-    return "inputs" if s.total is None else f"{s.total:,} input{'' if s.total == 1 else 's'}"
+    return "inputs" if s.total is None else inputs(s.total)
 
 
 def _html(text: str) -> str:

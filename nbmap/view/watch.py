@@ -46,6 +46,7 @@ class Watched(Protocol):
     on_print: Callable[[int, str, str], None] | None
     on_wait: Callable[[], None] | None
     keep: bool
+    shown: bool  # whether its outputs are looked at for a view
     front: object  # what the user has of it, until it has ended
 
     @property
@@ -119,6 +120,7 @@ _wake = Gate()
 def begin(run: Watched) -> bool:
     """Show a run from now on, and tell whether that can be done; it goes on in any case."""
     global _shows
+    run.shown = notebook is not None
     try:
         watch = Watch(run)
     except Exception:
@@ -136,6 +138,7 @@ def begin(run: Watched) -> bool:
 
 def begin_quietly(run: Watched) -> None:
     """Show a single call if it takes long, in a notebook; elsewhere pass on what it prints."""
+    run.shown = notebook is not None
     if notebook is not None:
         began = time.monotonic()
         me = weakref.ref(run)  # a run that held itself would keep its output until a collection

@@ -30,6 +30,7 @@ from weakref import WeakValueDictionary
 import anywidget
 import traitlets
 
+from ..engine.interrupts import start_thread
 from ..engine.model import SHOWN_STATUSES, Failure, Snapshot, Statuses
 from ..engine.recent import Line
 from ..engine.series import Point
@@ -146,9 +147,9 @@ class View:
         self._front = run.front if run.keep else None  # by which it can be run again
         self._again: Callable[[], Any] = lambda: None  # returns that, while anybody keeps it
         self._remark = ""  # what has become of a request to run it again
-        self._requests: set[str] = set()  # to do that, which may come twice
+        self._pictures = ""  # of its end
         self._lock = threading.Lock()  # of the four below, never held while something is sent
-        self._greeted: set[str] = set()  # requests of pages that said hello
+        self._requests: set[str] = set()  # of those that are acted on once
         self._heard = False
         self._key_due = False
         self._ended = False
@@ -190,7 +191,7 @@ class View:
                 mount=self.id,
                 clock=time.strftime("%H:%M:%S"),
                 outputs=[(index, text) for _, index, text in self._recent.since(0)],
-                pictures="" if s.status == "running" else self._pictures(),
+                pictures=self._pictures,
                 unshown=not self._lasts,
             ),
         }
@@ -201,9 +202,6 @@ class View:
                 "model_id": self._model.model_id,
             }
         return bundle
-
-    def _pictures(self) -> str:
-        return picture.squares(self._cells.column) + picture.curves(self._series)
 
     def publish(self) -> None:
         """Bring up to date what is displayed of it."""
@@ -274,6 +272,7 @@ class View:
                 self._keep()
             else:
                 self._model.close()
+        self._pictures = picture.squares(self._cells.column) + picture.curves(self._series)
         self._ended = True
         self._run = None  # which may hold every output
         self.publish()
@@ -436,15 +435,13 @@ class View:
                 self._remark = f"it can't be run again: {error}"
             self._send_key()
 
-        threading.Thread(
-            target=contextvars.copy_context().run, args=(run_again,), name="nbmap-retry"
-        ).start()
+        start_thread("nbmap-retry", contextvars.copy_context().run, run_again)
 
     def _welcome(self, rid: str) -> None:
         with self._lock:
-            if rid in self._greeted:
+            if rid in self._requests:
                 return
-            self._greeted.add(rid)
+            self._requests.add(rid)
             self._heard = self._key_due = True
             ended = self._ended
         if ended:  # nobody else will send it

@@ -71,7 +71,7 @@ print(dict(
     threads=collections.Counter(t.name.rstrip("0123456789") for t in threading.enumerate()),
     system_threads=me.num_threads(),
     sockets=len(me.net_connections("all")),
-    files=len(me.open_files()),
+    files=collections.Counter(file.path for file in me.open_files()),
     descriptors=me.num_fds(),
     comms=len(comm.get_comm_manager().comms),
     children=len(me.children(recursive=True)),
