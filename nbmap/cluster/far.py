@@ -150,14 +150,17 @@ class DaskHost:
         """Let Dask start another task in the place of the one whose thread calls this."""
         secede()
 
-    def foreign(self) -> int:
-        """Count the tasks of others that wait for a thread. A peek from another thread."""
+    def waiting(self) -> list[str]:
+        """Return whose tasks wait for a thread. A peek from another thread."""
         try:
-            return sum(
-                not str(task.key).startswith(LEASE_KEY) for task in list(self._worker.state.ready)
-            )
+            return [_owner(str(task.key)) for task in list(self._worker.state.ready)]
         except RuntimeError:  # it changed under the eyes
-            return 0
+            return []
+
+
+def _owner(key: str) -> str:
+    """Return whose task it is: of a lease its transport, which there is one of in each client."""
+    return key.rpartition("-")[0] if key.startswith(LEASE_KEY) else ""
 
 
 def _address(worker: Any) -> str:
@@ -223,7 +226,7 @@ def hold(name: str, topic: str, uuids: Sequence[str] = ()) -> str:
     """Hold a thread of a worker for a lease, perhaps on some of its GPUs: the Dask task."""
     worker = get_worker()
     process = _process_of(worker)
-    lease = Lease(name, process, uuids)
+    lease = Lease(name, process, uuids, _owner(str(worker.get_current_task())))
     process.add(lease)
     worker.log_event(topic, {"lease": name, "worker": _address(worker), "server": worker.id})
     return lease.run()

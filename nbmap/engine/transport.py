@@ -945,8 +945,8 @@ class _Here:
     def status(self) -> str:
         return "running"
 
-    def foreign(self) -> int:
-        return 0
+    def waiting(self) -> list[str]:
+        return []
 
     def aside(self) -> None:
         pass

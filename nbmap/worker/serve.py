@@ -114,8 +114,8 @@ class Host(Protocol):
     def status(self) -> str:
         """Return running, paused or leaving."""
 
-    def foreign(self) -> int:
-        """Return how many tasks of other people wait for a thread here."""
+    def waiting(self) -> list[str]:
+        """Return of each task that waits for a thread here whose it is."""
 
     def aside(self) -> None:
         """Let another task have the place of the one whose thread calls this."""
@@ -199,17 +199,22 @@ class Process:
                 if not leases:
                     self._keeping = False
                     return
-            status, foreign = self.host.status(), self.host.foreign()
+            status, waiting = self.host.status(), self.host.waiting()
             for lease in leases:
-                foreign -= lease.look(status, give_way=foreign > 0)
+                other = next((owner for owner in waiting if owner != lease.owner), None)
+                if lease.look(status, give_way=other is not None) and other is not None:
+                    waiting.remove(other)
             time.sleep(LOOK if any(lease.busy for lease in leases) else REST)
 
 
 class Lease:
     """One slot of a worker, held for handles; runs one input at a time."""
 
-    def __init__(self, name: str, process: Process, uuids: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, process: Process, uuids: Sequence[str] = (), owner: str = ""
+    ) -> None:
         self.id = name
+        self.owner = owner or name  # to whose tasks it does not give way
         self.gpus = list(uuids)  # that its inputs have to themselves
         self.process = process
         self.busy = False
@@ -757,16 +762,16 @@ class Lease:
 
     # -- the keeper's thread
 
-    def look(self, status: str, *, give_way: bool) -> int:
-        """Do what must not wait for the running input; return 1 where the lease gives way."""
+    def look(self, status: str, *, give_way: bool) -> bool:
+        """Do what must not wait for the running input; return whether the lease gives way."""
         if not self._opened.is_set() or self._ending:
-            return 0
+            return False
         now = _clock()
         if status != self._status:
             self._status = status
             if status == LEAVING:
                 self._leave()
-                return 0
+                return False
             self._send(Paused(status == "paused"))
         if status == "paused":
             self._hand_back_waiting()
@@ -775,9 +780,9 @@ class Lease:
             self._ending = FOREIGN
             self._hand_back_rest()
             self._inbox.put(None)
-            return 1
+            return True
         if (current := self._current) is None:
-            return 0
+            return False
         work, at = current[0], self._at  # in this order: a mark of an ended chunk is ignored
         if now - self._flushed > FLUSH and (self._out or self._yields):
             self.flush(now)
@@ -793,7 +798,7 @@ class Lease:
         if now - self._began > work.budget:
             self._hand_back_rest()
             self._hand_back_waiting()
-        return 0
+        return False
 
     def _overdue(self, work: Work, at: int, now: float) -> None:
         """Stop an input that has used its time up, or that did not hear that it is to stop."""

@@ -265,6 +265,30 @@ def test_workers_need_not_have_nbmap(tmp_path, stream):
                 process.wait(30)
 
 
+def test_p6_the_maps_of_two_notebooks_take_turns(existing, tmp_path):
+    """A short one in another process does not wait for the end of a long one, and that goes on."""
+    cluster = existing(workers=1)
+
+    def nap(x):
+        time.sleep(0.02)
+        return x
+
+    run = nbmap.remote(nap, cluster=cluster).map(range(3000))
+    wait_until(lambda: run.counts["done"] > 50)
+    script = f"""
+import nbmap
+
+if __name__ == "__main__":
+    print(nbmap.remote(abs, cluster={cluster.scheduler_address!r}).map(range(100))[99])
+"""
+    done = run_script(tmp_path / "script.py", script)
+    assert done.stdout.split() == ["99"], done.stderr
+    assert not run.done()
+    done = run.counts["done"]
+    wait_until(lambda: run.counts["done"] > done + 100)
+    run.cancel()
+
+
 def test_p6_other_peoples_tasks_get_their_share(existing):
     """Another client's tasks finish while a long map holds every slot, and the map goes on."""
     from distributed import Client

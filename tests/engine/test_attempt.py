@@ -412,14 +412,14 @@ class Host:
     name = "here"
 
     def __init__(self):
-        self.others = 0
+        self.tasks = []
         self.state = "running"
 
     def status(self):
         return self.state
 
-    def foreign(self):
-        return self.others
+    def waiting(self):
+        return list(self.tasks)
 
 
 class Served:
@@ -845,7 +845,7 @@ def test_an_idle_lease_gives_way_to_other_peoples_tasks(served):
     """It ends as soon as somebody else waits for its slot."""
     served.start()
     served.near.until(Hello)
-    served.host.others = 1
+    served.host.tasks = [""]
     assert served.near.until(Bye).reason == "foreign"
 
 
