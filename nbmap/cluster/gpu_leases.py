@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Container
@@ -32,6 +33,7 @@ ASK = 20.0  # seconds for all that is looked at together
 LOOK = 10.0  # seconds for a worker to tell what it sees; a driver that wakes up may take several
 MEASURE = 2.0  # seconds for it to tell how full its GPUs are
 FAILURES = 3  # after which a GPU is left alone
+TURN = 1.0  # seconds that a run goes without a GPU before others leave it one
 _BUSY = {"open", "paused", "last", "silent"}
 
 
@@ -77,6 +79,7 @@ class GPUTransport(DaskTransport):
         self._slot: dict[str, Slot] = {}  # of each lease
         self._fitting: dict[GPURequest, list[Slot]] = {}  # while nothing has changed
         self._patient: dict[int, float] = {}  # job -> since when it has no slot; -1 once it had one
+        self._without: dict[int, float] = {}  # job -> since when it wants a GPU and has none
         self._dead: set[str] = set()  # workers whose process can't use its GPUs any more
         self._use: dict[str, GPUUse] = {}  # by UUID, as it was about a second ago
         self.left: dict[str, str] = {}  # GPUs that are left alone, by UUID, and why
@@ -290,7 +293,31 @@ class GPUTransport(DaskTransport):
         return super().remark(job)
 
     def _may(self, job: Job, held: Held) -> bool:
-        return super()._may(job, held) and not self._is_taken(held)
+        return (
+            super()._may(job, held)
+            and not self._is_taken(held)
+            and not self._is_kept(self._slot[held.name], job)
+        )
+
+    def _is_kept(self, slot: Slot, job: Job) -> bool:
+        """Tell whether a slot's GPUs are kept for another run, which has had none for longer.
+
+        One that wants two would never get them, where others take each as soon as it is free.
+        """
+        mine = self._without.get(id(job), math.inf)
+        late = min(mine, time.monotonic() - TURN)
+        for other in self.jobs:
+            if self._without.get(id(other), math.inf) < late:
+                kept = self._next_of(other)
+                if kept is not None and kept != slot and _exclude(kept, slot):
+                    return True
+        return False
+
+    def _next_of(self, job: Job) -> Slot | None:
+        """Return the slot that a run gets next, of those that it has leases on."""
+        state = {self._slot[name]: held.state for name, held in self.leases.items()}
+        mine = [slot for slot in self._slots_of(job.gpu) if slot in state]
+        return min(mine, key=lambda slot: state[slot] != "open", default=None)
 
     def has_place(self, held: Held) -> bool:
         """Tell whether the GPUs of an input that goes on are free."""
@@ -317,6 +344,10 @@ class GPUTransport(DaskTransport):
             if slots:  # from then on it waits for them to come back, as a process does that died
                 self._patient[id(job)] = -1.0
             waiting = waiting or bool(wanted)
+            if not wanted or any(route[1] is job for route in self.routes.values()):
+                self._without.pop(id(job), None)
+            else:
+                self._without.setdefault(id(job), time.monotonic())
             have = {
                 self._slot[n] for n, h in self.leases.items() if n in self._slot and self.works(h)
             }
@@ -374,6 +405,7 @@ class GPUTransport(DaskTransport):
     def remove(self, job: Job) -> None:
         """Stop working for a run."""
         self._patient.pop(id(job), None)
+        self._without.pop(id(job), None)
         super().remove(job)
 
     def status(self) -> dict[str, Any]:
@@ -381,6 +413,11 @@ class GPUTransport(DaskTransport):
         found = super().status()
         found["workers"] = len(self._workers)
         return found
+
+
+def _exclude(one: Slot, other: Slot) -> bool:
+    """Tell whether an input on one slot keeps one from the other."""
+    return one.worker == other.worker or bool(set(one.gpus) & set(other.gpus))
 
 
 def _use_of(name: str, figures: dict[str, Any]) -> GPUUse:

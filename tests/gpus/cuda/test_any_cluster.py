@@ -78,6 +78,24 @@ def test_g18_only_workers_with_such_gpus_are_used_and_others_may_join_and_die(ho
     assert {host for _, host in out} == {"aaaa", "bbbb"}
 
 
+def test_g18_runs_that_want_the_same_gpus_or_their_workers_take_turns(hosts):
+    """One on all workers, one on each GPU, and one on pairs of them; none waits for others' ends."""
+    path, add = hosts
+    cluster = os.fspath(path)
+    add("aaaa", A100, A100)
+    dasks.wait_for_workers(path, 3)
+    on_all = nbmap.remote(where, cluster=cluster).map(range(5000))
+    wait_until(lambda: on_all.counts["running"] == 3)
+    on_each = nbmap.remote(where, gpu="A100", cluster=cluster).map(range(5000))
+    wait_until(lambda: on_each.counts["done"] > 4)
+    on_two = nbmap.remote(where, gpu="A100:2", cluster=cluster).map(range(12))
+    assert [x for x, *_ in on_two] == list(range(12))
+    for run in (on_all, on_each):
+        done = run.counts["done"]
+        wait_until(lambda run=run, done=done: run.counts["done"] > done + 4)
+        run.cancel()
+
+
 def test_g18_a_run_may_wait_for_a_gpu_to_join(hosts):
     """As long as it was told to; then it says what was there."""
     path, add = hosts
