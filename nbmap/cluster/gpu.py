@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -118,6 +119,19 @@ class GPUKind:
             return True  # the whole name; "GH200 480GB" has its host's memory in it
         return _has_run(words, "".join(self.tokens)) and self._has_memory(gpu)
 
+    def variant(self, gpu: GPU) -> str:
+        """Return how to ask for a GPU whose name goes on behind this one's, or "".
+
+        >>> GPUKind(("RTX4090",)).variant(GPU("GPU-1", "NVIDIA GeForce RTX 4090 Laptop GPU"))
+        'RTX4090 LAPTOP'
+        """
+        words, model = gpu.words, "".join(self.tokens)
+        stop = _behind(words, model)
+        if stop is None or self.matches(gpu):
+            return ""
+        more = list(itertools.takewhile(_OTHER_MODEL.__contains__, words[stop:]))
+        return " ".join([model, *more]) if more else ""
+
     def _has_memory(self, gpu: GPU) -> bool:
         if self.memory is None:
             return True
@@ -185,11 +199,17 @@ def _has_run(words: list[str], model: str) -> bool:
     """Tell whether whole words, one after another, are the model, and what follows leaves it so."""
     if not model:
         return True
+    stop = _behind(words, model)
+    return stop is not None and (words[stop : stop + 1] == [] or words[stop] not in _OTHER_MODEL)
+
+
+def _behind(words: list[str], model: str) -> int | None:
+    """Return where whole words end that are the model, one after another."""
     for start in range(len(words)):
         for stop in range(start + 1, len(words) + 1):
             if "".join(words[start:stop]) == model:
-                return words[stop : stop + 1] == [] or words[stop] not in _OTHER_MODEL
-    return False
+                return stop
+    return None
 
 
 class _Wrong(Exception):
@@ -211,6 +231,8 @@ def _request(value: object) -> GPURequest | None:
     amount, *others = {amount for _, amount in read}
     if others:
         raise _Wrong('all choices need the same count; write it behind each: "A100:2|H100:2"')
+    if amount != 1 and isinstance(amount, int) and any(kind.mig for kind, _ in read):
+        raise _Wrong("a process sees one MIG slice only; ask for one, or for a larger profile")
     return GPURequest(
         kinds=tuple(dict.fromkeys(kind for kind, _ in read)),
         count=amount if isinstance(amount, int) else 1,

@@ -65,11 +65,16 @@ def share_of(request: GPURequest) -> int:
     return 1 if request.share is None else int(1 / request.share + 1e-9)
 
 
+def _fits(request: GPURequest, kind: GPUKind, gpu: GPU) -> bool:
+    """Tell whether a GPU may be one of those of an input; CUDA shows a process one slice only."""
+    return kind.matches(gpu) and (request.count == 1 or not gpu.mig)
+
+
 def groups_for(request: GPURequest, gpus: Sequence[GPU]) -> list[Group]:
     """Divide the GPUs of a machine for the first kind of a request that it has enough of."""
     share = share_of(request)
     for kind in request.kinds:
-        fit = [gpu for gpu in gpus if kind.matches(gpu)]
+        fit = [gpu for gpu in gpus if _fits(request, kind, gpu)]
         parts = [
             tuple(fit[at : at + request.count])
             for at in range(0, len(fit) - request.count + 1, request.count)
@@ -108,7 +113,7 @@ def _of_ours(kind: GPUKind, request: GPURequest, ours: Mapping[str, Group]) -> l
         for worker, group in sorted(ours.items())
         if len(group.gpus) == request.count
         and group.share == share
-        and all(kind.matches(gpu) for gpu in group.gpus)
+        and all(_fits(request, kind, gpu) for gpu in group.gpus)
     ]
 
 
@@ -122,7 +127,7 @@ def _of_theirs(
         gpus = workers[worker][: request.count]
         uuids = tuple(gpu.uuid for gpu in gpus)
         room = all(taken[uuid] < share for uuid in uuids)
-        if len(gpus) == request.count and room and all(kind.matches(gpu) for gpu in gpus):
+        if len(gpus) == request.count and room and all(_fits(request, kind, gpu) for gpu in gpus):
             taken.update(uuids)
             found.append(Slot(worker, uuids, share))
     return found
@@ -160,8 +165,10 @@ def what_is_wrong(request: GPURequest, gpus: Sequence[GPU], where: str) -> str:
         gpus: all that there are, once each.
         where: "this machine" or "the cluster".
     """
-    fit = [gpu for gpu in gpus if any(kind.matches(gpu) for kind in request.kinds)]
-    if fit:
+    fit = [gpu for gpu in gpus if any(_fits(request, kind, gpu) for kind in request.kinds)]
+    if len(fit) >= request.count:
+        why = f"{where} has {listed(fit)}, and no worker sees {request.count} of them"
+    elif fit:
         why = f"{where} has {len(fit)} of {request.count}: {listed(fit)}"
     else:
         why = f"{where} has {listed(gpus)}"
@@ -178,8 +185,8 @@ def _hint(request: GPURequest, gpus: Sequence[GPU], fit: Sequence[GPU]) -> str:
         asked = "".join(kind.tokens)
         for gpu in gpus:
             near = [w for w in gpu.words if w != asked and w.startswith(asked)] if asked else []
-            if near:
-                return f'. Did you mean "{near[0]}"?'
+            if meant := near[0] if near else kind.variant(gpu):
+                return f'. Did you mean "{meant}"?'
         other = GPUKind(kind.tokens, mig=kind.mig)
         if kind.memory and any(other.matches(gpu) for gpu in gpus):
             return f'. Without a size it does: "{other}"'

@@ -246,6 +246,15 @@ def timed_out(index: int, value: Any, seconds: float) -> Failure:
     return Failure(index, TIMEOUT, "InputTimeout", text, input=_repr(value))
 
 
+def dead_on_gpu(index: int, value: Any) -> Failure:
+    """Return the failure of an input that has left CUDA dead, though its function has returned."""
+    error = RuntimeError(
+        "CUDA failed after the function had returned, as where a kernel uses a wrong address. To "
+        "have the line, wait in the function, as by torch.cuda.synchronize()"
+    )
+    return failure(error, index, USER, value)
+
+
 def cancelled(index: int, value: Any) -> Failure:
     """Return the failure of an input that was stopped."""
     return Failure(index, CANCELLED, "InputCancelled", "cancelled", input=_repr(value))

@@ -10,6 +10,7 @@ a machine whose GPUs can't be looked at is not one without.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import re
@@ -107,10 +108,11 @@ def why_unfit(worker: object = None) -> str:  # noqa: ARG001 - Dask gives it
 def is_dead() -> bool:
     """Tell whether this process's CUDA context can't be used any more, as after a wrong address.
 
-    CUDA then fails whatever the process does, until it ends.
+    CUDA then fails whatever the process does, until it ends. Waits for the kernels that run, since
+    what they do is known only then.
     """
     try:
-        cuda = ctypes.CDLL(_CUDA)
+        cuda = _cuda()
         count = ctypes.c_int()
         state = cuda.cuDeviceGetCount(ctypes.byref(count))
         if state == _NOT_INITIALIZED:
@@ -119,6 +121,11 @@ def is_dead() -> bool:
         return bool(state) or any(_is_dead_on(cuda, device) for device in range(count.value))
     except (OSError, AttributeError):
         return False
+
+
+@functools.cache
+def _cuda() -> Any:
+    return ctypes.CDLL(_CUDA)
 
 
 def _is_dead_on(cuda: Any, device: int) -> bool:
@@ -300,11 +307,13 @@ def _is_lost(nvml: Any, word: str) -> bool:
 def _find(nvml: Any, word: str, uuids: list[str]) -> str | None:
     if word.isdigit():
         try:
-            uuid = str(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(int(word))))
+            whole = nvml.nvmlDeviceGetHandleByIndex(int(word))
+            there = {str(nvml.nvmlDeviceGetUUID(whole))}
+            if there.isdisjoint(uuids):  # of a GPU in MIG mode CUDA takes the first slice
+                there = {str(nvml.nvmlDeviceGetUUID(part)) for part in _slices(nvml, whole)}
         except nvml.NVMLError:
             return None
-        # Of a GPU in MIG mode CUDA takes the first slice.
-        return uuid if uuid in uuids else None
+        return next((uuid for uuid in uuids if uuid in there), None)
     return next((uuid for uuid in uuids if uuid.startswith(word)), None)
 
 

@@ -456,6 +456,8 @@ class Lease:
                         )
                     else:
                         outcome = attempt.run(call, index, loaded, function)
+                    if self.gpus and type(outcome) is not Failure and gpus.is_dead():
+                        outcome = attempt.dead_on_gpu(index, told)
                 with self._gate:
                     self._at, self._inside = -1, False
             except attempt.Stopped:

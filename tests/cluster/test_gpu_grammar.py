@@ -58,7 +58,7 @@ def test_no_gpu_has_several_spellings(value):
         ("A100-40GB+", request(GPUKind(("A100",), memory=40, at_least=True))),
         ("1g.5gb", request(GPUKind(mig="1g.5gb"))),
         ("A100-MIG-1g.5gb", request(GPUKind(("A100",), mig="1g.5gb"))),
-        ("A100 MIG 3g.20gb:2", request(GPUKind(("A100",), mig="3g.20gb"), count=2)),
+        ("A100 MIG 3g.20gb:0.5", request(GPUKind(("A100",), mig="3g.20gb"), share=0.5)),
         ("H100 1g.10gb+me", request(GPUKind(("H100",), mig="1g.10gb+me"))),
     ],
 )
@@ -163,6 +163,7 @@ def test_a_request_has_one_canonical_text(value, text):
         ("B200+", "'B200+'"),
         ("[A100]", "'[A100]'"),
         ("A100-MIG", "profile"),
+        ("1g.5gb:2", "one MIG slice"),
         ("A100 MIG 1x", "profile"),
         ("A100 cpu", '"A100|cpu"'),
         ("cpu:2", "stands alone"),

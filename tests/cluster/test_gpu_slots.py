@@ -70,6 +70,17 @@ def test_g5_the_first_kind_that_there_is_counts():
         ("H100", [], "the cluster has no GPU"),
         ("H100", machine(T4, T4), "the cluster has 2 x Tesla T4"),
         ("T4:3", machine(T4, T4), "the cluster has 2 of 3: 2 x Tesla T4"),
+        ("A100:3", machine(A100, A100, A100), "3 x NVIDIA A100-SXM4-80GB, and no worker sees 3"),
+        (
+            "RTX-4090",
+            [GPU("GPU-0", "NVIDIA GeForce RTX 4090 Laptop GPU", 16 << 30)],
+            'Did you mean "RTX4090 LAPTOP"?',
+        ),
+        (
+            "any:2",
+            [GPU(f"MIG-{n}", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", 5 << 30) for n in range(2)],
+            "the cluster has 2 x NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        ),
         ("A10", [GPU("GPU-0", "NVIDIA A10G", 24 << 30)], 'Did you mean "A10G"?'),
         ("A100-40GB", machine(A100), 'Without a size it does: "A100"'),
         (

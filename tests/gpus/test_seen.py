@@ -50,6 +50,8 @@ def test_g15_slices_are_seen_in_the_place_of_their_gpu(on):
     """With their own memory, and that of the whole GPU."""
     seen = json.loads(on([MIG], "-c", LOOK))
     assert [gpu[0] for gpu in seen["gpus"]] == [uuid(0, "MIG", part) for part in (0, 1)]
+    first = json.loads(on([MIG], "-c", LOOK, CUDA_VISIBLE_DEVICES="0"))
+    assert first["gpus"] == seen["gpus"][:1]
     for _, name, memory, whole in seen["gpus"]:
         assert name == "NVIDIA A100-SXM4-40GB MIG 1g.5gb"
         assert memory < 5 << 30

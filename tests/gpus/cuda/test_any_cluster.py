@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from helpers import dasks, gpus
 from helpers.gpus import A100, T4
-from helpers.processes import wait_until
+from helpers.processes import run_script, wait_until
 
 import nbmap
 from nbmap.cluster import gpu_leases
@@ -76,6 +76,28 @@ def test_g18_only_workers_with_such_gpus_are_used_and_others_may_join_and_die(ho
     out = run.results()
     assert [x for x, _ in out] == list(range(40))
     assert {host for _, host in out} == {"aaaa", "bbbb"}
+
+
+def test_g18_the_notebook_needs_no_package_for_gpus(hosts, tmp_path):
+    """Only the workers have what asks a driver; their GPUs are known, seen and used."""
+    path, add = hosts
+    add("aaaa", A100)
+    dasks.wait_for_workers(path, 2)
+    script = f"""
+import sys
+for name in ("dask_cuda", "pynvml", "cuda"):
+    sys.modules[name] = None  # importing it fails
+import nbmap
+
+def where(x):
+    import os
+    return os.environ["FAKE_GPU_HOST"]
+
+if __name__ == "__main__":
+    print(nbmap.remote(where, gpu="A100", cluster={os.fspath(path)!r}).map([1])[0])
+"""
+    done = run_script(tmp_path / "script.py", script)
+    assert done.stdout.split() == ["aaaa"], done.stderr
 
 
 def test_g18_runs_that_want_the_same_gpus_or_their_workers_take_turns(hosts):

@@ -148,6 +148,37 @@ def test_g13_a_run_ends_when_no_gpu_is_left(on):
     assert "none of the 1 GPU answers any more: restart the machine" in why
 
 
+def test_g12_a_kernel_that_fails_after_its_function_has_returned_fails_that_input(on):
+    """CUDA says so to whoever waits next; that is not the next input."""
+    code = f"""
+    {DRIVER}
+
+    def work(x):
+        import ctypes
+
+        driver = context()
+        check(driver.cuCtxSynchronize())
+        if x in (2, 5):
+            ctypes.CDLL("libcuda.so.1").fake_cuda_trap()
+        return x
+
+    def stream(x):
+        yield x
+        work(x)
+
+    def main():
+        out = list(nbmap.remote(work, gpu="A100").map(range(8), return_exceptions=True))
+        run = nbmap.remote(stream, gpu="A100").map(range(8), return_exceptions=True)
+        streamed = [x for x in run if isinstance(x, int)]
+        return [str(x) for x in out], streamed, [failure.index for failure in run.failures]
+    """
+    out, streamed, failed = on([A100], code)
+    assert [x for x in out if x.isdigit()] == [str(x) for x in (0, 1, 3, 4, 6, 7)]
+    assert all("after the function had returned" in out[at] for at in (2, 5))
+    assert streamed == list(range(8))
+    assert failed == [2, 5]
+
+
 @pytest.mark.parametrize(("seconds", "n"), [(0.3, 40), (0.02, 400)])
 def test_g13_a_gpu_on_which_cuda_dies_three_times_is_left_alone(on, seconds, n):
     """Of three inputs; the others run on the other GPU. What was sent ahead counts for nothing."""

@@ -165,6 +165,40 @@ def test_g17_only_what_the_user_lets_be_seen_is_used(on, visible):
     assert {result["visible"] for result in results} == {"GPU-fa4e0000-0000-4000-8000-000000000001"}
 
 
+def test_frameworks_take_the_memory_that_they_need_unless_the_user_has_said_otherwise(on):
+    """By the variables that TensorFlow, PyTorch and, where a GPU is shared, JAX read."""
+    code = """
+    NAMES = [
+        "TF_FORCE_GPU_ALLOW_GROWTH", "PYTORCH_CUDA_ALLOC_CONF", "XLA_PYTHON_CLIENT_PREALLOCATE"
+    ]
+
+    def polite(_):
+        return [os.environ.get(name) for name in NAMES]
+
+    def main():
+        return [nbmap.remote(polite, gpu=wish).map([0])[0] for wish in ("A100", "A100:0.5")]
+    """
+    mine = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}
+    whole, shared = on([A100], code, **mine)
+    assert whole == ["true", "max_split_size_mb:128", None]
+    assert shared == ["true", "max_split_size_mb:128", "false"]
+
+
+def test_a_request_may_stand_in_the_configuration(on):
+    """Where the handle names none; one that it names counts, also none."""
+    code = """
+    def visible(_):
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    def main():
+        handles = [nbmap.remote(visible), nbmap.remote(visible, gpu="A100")]
+        handles.append(nbmap.remote(visible, gpu="cpu"))
+        return [handle.map([0])[0] for handle in handles]
+    """
+    seen = on([A100, T4], code, DASK_NBMAP__GPU="T4")
+    assert seen == [f"GPU-fa4e0000-0000-4000-8000-00000000000{n}" for n in (1, 0)] + [None]
+
+
 def test_g5_a_name_that_is_nearly_right_gets_a_hint(on):
     """A10 and A10G are two models."""
     code = """
@@ -181,6 +215,8 @@ NONE = {
     "not loaded": ({"FAKE_GPU_DRIVER": "notloaded"}, "installed and not loaded"),
     "mismatch": ({"FAKE_GPU_DRIVER": "mismatch"}, "restart the machine"),
     "hidden": ({"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES is ''"),
+    "hidden by -1": ({"CUDA_VISIBLE_DEVICES": "-1"}, "which hides all GPUs"),
+    "hidden by Slurm": ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, "a Slurm job without --gres"),
     "wrong number": ({"CUDA_VISIBLE_DEVICES": "0,5"}, "no GPU 5 among 2"),
 }
 
