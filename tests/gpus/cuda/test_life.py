@@ -51,6 +51,31 @@ def test_g11_memory_that_is_full_is_told_with_the_failure(on):
     assert used == 0
 
 
+def test_g11_what_a_failed_function_had_on_the_gpu_is_given_back(on):
+    """Though the failures are kept, with their tracebacks: four times 30 of 80 GB fit."""
+    code = f"""
+    {DRIVER}
+
+    class Buffer:
+        def __init__(self):
+            self.driver = context()
+            self.at, = check(self.driver.cuMemAlloc(30 << 30))
+
+        def __del__(self):
+            check(self.driver.cuMemFree(self.at))
+
+    def work(x):
+        buffer = Buffer()
+        raise ValueError(f"{{x}} of mine")
+
+    def main():
+        run = nbmap.remote(work, gpu="A100").map(range(4), return_exceptions=True)
+        return [str(error) for error in run]
+    """
+    told = on([A100], code)
+    assert [text.partition(" of mine")[0] for text in told] == ["0", "1", "2", "3"]
+
+
 def test_g12_a_process_whose_cuda_is_dead_is_started_anew(on):
     """It costs the input that killed it, and no other, though many wait in the same chunk."""
     code = f"""
