@@ -207,7 +207,7 @@ class Driver:
         self.first_failures: list[Failure] = []  # in order of arrival
         self.shown = False  # outputs are looked at for a view; where there is none, for nobody
         self.recent = Recent()  # the newest outputs
-        self.series = Series()  # the numbers among what generators yield
+        self.series = Series(by_input=not rules.stream)  # the numbers among outputs
         self._printed = 0
         self._made = _clock()
         self._ended: float | None = None
@@ -537,11 +537,12 @@ class Driver:
             0 if self.rules.stream else size_of(message.frames),
         )
         effects = self._state.handle(got)
+        told: Sequence[Any] = values or ()
         if self.rules.stream:
             texts = ()  # what a generator returns is nobody's
         elif values is None and self.shown and self.recent.due():
-            plain = unpack(Pack(message.n, None, message.frames[:1]))
-            texts = [(at, text) for at, text in self.recent.written(plain) if text != "None"]
+            told = unpack(Pack(message.n, None, message.frames[:1]))
+            texts = [(at, text) for at, text in self.recent.written(told) if text != "None"]
         if self.keep:
             self.ledger.append((message.start, message.n, worker, message.seconds))
         if values is None and not failures and not self.rules.stream:
@@ -557,6 +558,7 @@ class Driver:
                 for at, text in texts:
                     if start <= at < stop and type(values[at]) is not Failure:
                         self.recent.add(message.start + at, text)
+                        self.series.add(message.start + at, 0, told[at])
         self._apply(effects)
 
     def _unloadable(self, index: int, value: Unloadable) -> Failure:

@@ -1,7 +1,8 @@
-"""The numbers that generators yield, as curves for views: one for each input, thinned out.
+"""The numbers among outputs, for views: of a generator a curve for each input, thinned out.
 
-A number is a point; of a dictionary each number that it holds, by its key. Bounded: so many keys,
-so many inputs, so many points of each; a curve with more loses every other one.
+Of a plain function all inputs are one curve, whose points come as they end. A number is a point; of
+a dictionary each number that it holds, by its key. Bounded: so many keys, so many inputs, so many
+points of each; a curve with more loses every other one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ CURVES = 1000  # of each, the first
 POINTS = 256  # of each curve
 NEWEST = 2000  # points that a view may ask for; it gets all where it was slower
 COUNTERS = frozenset({"epoch", "step", "iteration", "batch", "i", "n", "t"})
+ALL = -1  # stands for the input where a curve is that of all
+POINTS_OF_ALL = 1000  # of such a curve
 VALUE = "value"  # stands for the key of a number that is not in a dictionary
 
 Point = tuple[int, int, int, int, float]  # its number from 1 on, key, input, x, y
@@ -26,8 +29,9 @@ Point = tuple[int, int, int, int, float]  # its number from 1 on, key, input, x,
 
 @dataclass(slots=True)
 class Curve:
-    """One input's numbers: x is which output it was."""
+    """One input's numbers: x is which output it was; of all inputs, which input."""
 
+    most: int = POINTS
     x: array[int] = field(default_factory=lambda: array("Q"))
     y: array[float] = field(default_factory=lambda: array("d"))
     step: int = 1  # of so many points one is kept
@@ -38,15 +42,20 @@ class Curve:
         if self.seen % self.step == 0:
             self.x.append(x)
             self.y.append(y)
-            if len(self.x) > POINTS:
+            if len(self.x) > self.most:
                 self.x, self.y, self.step = self.x[::2], self.y[::2], 2 * self.step
         self.seen += 1
 
 
 class Series:
-    """The curves of a run; written by one thread."""
+    """The curves of a run; written by one thread.
 
-    def __init__(self) -> None:
+    Args:
+        by_input: one curve of all inputs, as of a plain function.
+    """
+
+    def __init__(self, *, by_input: bool = False) -> None:
+        self.by_input = by_input
         self.keys: list[str] = []
         self.curves: dict[tuple[int, int], Curve] = {}  # by key and input
         self._counts: list[int] = []  # of curves, by key
@@ -55,6 +64,8 @@ class Series:
 
     def add(self, index: int, x: int, output: Any) -> None:
         """Take what input `index` has yielded as its output `x`, if there are numbers in it."""
+        if self.by_input:
+            index, x = ALL, index
         if type(output) is dict:
             for key, value in islice(output.items(), 2 * KEYS):
                 if type(key) is str and (number := _number(value)) is not None:
@@ -74,7 +85,8 @@ class Series:
             if self._counts[at] == CURVES:
                 return
             self._counts[at] += 1
-            curve = self.curves[at, index] = Curve()
+            most = POINTS_OF_ALL if self.by_input else POINTS
+            curve = self.curves[at, index] = Curve(most)
         curve.add(x, y)
         self._number += 1
         self._newest.append((self._number, at, index, x, y))

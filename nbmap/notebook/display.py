@@ -25,6 +25,8 @@ from . import kernel
 ISOLATING_VARIABLES = ("VSCODE_PID", "VSCODE_CWD")
 ISOLATING_MODULES = ("google.colab",)
 
+OWN = 3  # runs of a cell that have outputs of their own; those after them share one
+
 
 def install() -> None:
     """Show runs in cells from now on, where this process is a notebook's kernel; does it once."""
@@ -64,6 +66,10 @@ class Cells:
         isolated = isolated or any(name in sys.modules for name in ISOLATING_MODULES)
         self.mounts = not isolated
         self._views: WeakKeyDictionary[Watched, Any] = WeakKeyDictionary()
+        self._cell = ""  # in which runs were made last
+        self._made = 0  # how many
+        self._list: Any = None  # the view whose output those share that come
+        InteractiveShell.instance().events.register("post_run_cell", self._flush)
 
     # -- for nbmap.view.watch
 
@@ -74,9 +80,23 @@ class Cells:
 
         kernel.answer_requests(answer)
         above = watch.under.get()
-        view = View(run, self, under=above if isinstance(above, View) else None)
+        if isinstance(above, View):
+            view = View(run, self, under=above)
+        else:
+            cell = self.cell()
+            if cell != self._cell:
+                self._cell, self._made, self._list = cell, 0, None
+            self._made += 1
+            view = View(run, self, under=self._list, listed=True)
+            if self._made > OWN and self._list is None:
+                self._list = view
         self._views[run] = view
         return view
+
+    def _flush(self, _result: object) -> None:
+        """Show how runs stand before their cell ends: a program that runs cells reads no further."""
+        if self._list is not None:
+            self._list.flush()
 
     def show_again(self, run: Watched) -> bool:
         """Display a run in the cell that runs now, unless it is there."""

@@ -77,21 +77,27 @@ def _image(alt: str, inside: str, height: int) -> str:
 
 
 def curves(series: Series) -> str:
-    """Return the curves of the key that is shown first as HTML; "" where there are none.
+    """Return the numbers of the key that is shown first as HTML; "" where there are none.
 
-    The image is of at most 80 KiB, whatever the number of points.
+    Curves of generators; of a plain function points, behind a click. The image is of at most 80 KiB, whatever the number of points.
     """
     key = series.shown()
     lines = [(index, x, y) for at, index, x, y in series.whole(10**9) if at == key]
     if max((len(x) for _, x, _ in lines), default=0) < 2:
         return ""
     name = render.plain(series.keys[key], 40)
+    if series.by_input:
+        title = f"{name}, by input"
+        image = _image(title, _drawn(title, lines, by_input=True), HEIGHT)
+        return f"<details><summary>numbers</summary>{image}</details>"
     alt = f"{name} of {render.inputs(len(lines))}, output by output"
-    return _image(alt, _drawn(name, lines[:CURVES]), HEIGHT)
+    return _image(alt, _drawn(f"{name}, by output", lines[:CURVES], by_input=False), HEIGHT)
 
 
-def _drawn(name: str, curves: Sequence[tuple[int, Sequence[int], Sequence[float]]]) -> str:
-    """Draw curves of (input, x, y)."""
+def _drawn(
+    title: str, curves: Sequence[tuple[int, Sequence[int], Sequence[float]]], *, by_input: bool
+) -> str:
+    """Draw curves of (input, x, y), or points."""
     right = max(max(x) for _, x, _ in curves) or 1
     low = min(min(y) for _, _, y in curves)
     high = max(max(y) for _, _, y in curves)
@@ -107,17 +113,21 @@ def _drawn(name: str, curves: Sequence[tuple[int, Sequence[int], Sequence[float]
         down = 8 + (HEIGHT - BOTTOM - 8) * ((top - scaled(y)) / room)
         return f"{across:.0f},{down:.1f}"
 
-    lines = []
-    for n, (_, xs, ys) in enumerate(curves):
+    def drawn(xs: Sequence[int], ys: Sequence[float], colour: str) -> str:
+        if by_input:  # a short line with round ends is a dot
+            dots = "".join(f"M{place(x, y)}h0" for x, y in zip(xs, ys, strict=True))
+            return f'<path stroke="{colour}" stroke-width="4" stroke-linecap="round" d="{dots}"/>'
         step = max(1, -(-len(xs) // POINTS))
         points = " ".join(map(place, xs[::step], ys[::step]))
-        lines.append(f'<polyline stroke="{COLOURS[n % len(COLOURS)]}" points="{points}"/>')
+        return f'<polyline stroke="{colour}" points="{points}"/>'
+
+    lines = [drawn(xs, ys, COLOURS[n % len(COLOURS)]) for n, (_, xs, ys) in enumerate(curves)]
     bottom = HEIGHT - BOTTOM
     style = 'font-family="sans-serif" font-size="11" fill="#808080"'
     texts = (
         f'<text x="{LEFT - 6}" y="16" text-anchor="end">{high:.4g}</text>'
         f'<text x="{LEFT - 6}" y="{bottom}" text-anchor="end">{low:.4g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{html.escape(name)}, by output{", log" * wide}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{html.escape(title)}{", log" * wide}</text>'
         f'<text x="{WIDTH - 8}" y="{HEIGHT - 6}" text-anchor="end">{right:,}</text>'
     )
     axes = f'<path stroke="#808080" fill="none" d="M{LEFT} 4V{bottom}H{WIDTH - 8}"/>'

@@ -20,6 +20,7 @@ __all__ = [
     "brief",
     "duration",
     "failure",
+    "folded",
     "line",
     "page",
     "pages_text",
@@ -50,6 +51,7 @@ _ENDED = {
 }
 _PAGE_FAILURES = 20
 _OUTPUTS = 10  # of the newest, that a page keeps
+_OPEN = 10  # folded runs that are seen without a click
 _GPUS = 16  # that are shown of a run's
 _GIB = 1 << 30
 _PAGE_TRACEBACK = 8_000  # characters of one
@@ -146,7 +148,7 @@ def brief(snapshot: Snapshot) -> str:
 
 
 def line(snapshot: Snapshot) -> str:
-    """Write what stands at the head of the live view: how far it is, the rate, the time left."""
+    """Write what stands at the head of the live view: how far, how fast, how long, on what."""
     s = snapshot
     ended = _ended(s)
     if s.total == 0:
@@ -155,9 +157,14 @@ def line(snapshot: Snapshot) -> str:
         far = f"{ended:,} ended"
     else:
         far = f"{ended:,}/{s.total:,} ({100 * ended // s.total}%)"
-    if s.status == "running":
-        return " · ".join([far, *_pace(s)])
-    return f"{far} · {_how(s)}"
+    if s.status != "running":
+        return f"{far} · {_how(s)}"
+    parts = [far, *_pace(s)]
+    if s.total is not None and s.elapsed >= 1:
+        parts.append(f"for {duration(int(s.elapsed))}")
+    if s.slots:
+        parts.append(f"on {s.slots:,} slot{'' if s.slots == 1 else 's'}")
+    return " · ".join(parts)
 
 
 def inputs(n: int) -> str:
@@ -256,6 +263,24 @@ def page(
             told = f"<summary>newest outputs</summary><pre>{_html(lines)}</pre>"
             body += f"<details>{told}</details>"
     return f'<div class="nbmap-mount nbmap-mount-{_html(mount)}">{body}</div>'
+
+
+def folded(lines: Sequence[str], n: int) -> str:
+    """Write runs as HTML that share a cell's output and are not shown in full any more.
+
+    Args:
+        lines: the summaries of the newest of them.
+        n: how many there are.
+    """
+    items = "".join(f"<li>{_html(line)}</li>" for line in lines)
+    before = n - len(lines)
+    told = f"<p>{before:,} more before these: nbmap.runs()</p>" if before else ""
+    is_open = " open" if n <= _OPEN else ""
+    name = f"{n:,} earlier run{'' if n == 1 else 's'} of this cell"
+    return (
+        f"<details{is_open}><summary>{name}</summary>{told}"
+        f'<ol start="{before + 1}">{items}</ol></details>'
+    )
 
 
 def pages_text(snapshot: Snapshot, failures: Sequence[FailureLine | Failure]) -> str:

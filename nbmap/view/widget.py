@@ -50,7 +50,9 @@ STILL = 1.0  # seconds after which a run in which nothing has changed says so
 FAILURES = 200  # that a browser is told of
 POINTS = 400  # of the plot in one message, and in the first
 MOST_POINTS = 20_000
-BELOW = 4  # of those that ran a run again, how many its output shows
+BELOW = 4  # ended runs that an output shows in full, of those that share it
+LINES = 100  # that it shows of the others
+SOON = 0.1  # seconds between two states of an output that runs share
 KEPT = 20  # ended runs whose widgets stay, for a page that is loaded again
 
 CANCELLED = SHOWN_STATUSES.index("cancelled")
@@ -121,13 +123,26 @@ def answer(run: str, body: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class View:
-    """One run in the notebook; the view thread updates it, requests come on other threads."""
+    """One run in the notebook; the view thread updates it, requests come on other threads.
 
-    def __init__(self, run: Watched, page: Page, under: View | None = None) -> None:
+    Args:
+        run: it.
+        page: the notebook.
+        under: shares the output of this one, below it and what is below it already.
+        listed: it does so as one of many of a cell, of which none is the first.
+    """
+
+    def __init__(
+        self, run: Watched, page: Page, under: View | None = None, *, listed: bool = False
+    ) -> None:
         self.id = uuid4().hex
         self._above = under  # whose output this one is shown in, below it
         self.top: View = self if under is None else under.top
-        self.below: list[View] = []
+        self._listed = False  # whether it heads a list, and is a line of it in the end
+        self._shown: list[View] = [self]  # in its output, in full
+        self._lines: deque[str] = deque(maxlen=LINES)  # the newest of those before
+        self._folded = 0  # how many those are
+        self._due = False  # its output is to be published soon
         self._run: Watched | None = run
         self._name = run.name
         self._prints = run.prints
@@ -148,7 +163,7 @@ class View:
         self._again: Callable[[], Any] = lambda: None  # returns that, while anybody keeps it
         self._remark = ""  # what has become of a request to run it again
         self._pictures = ""  # of its end
-        self._lock = threading.Lock()  # of the four below, never held while something is sent
+        self._lock = threading.Lock()  # of what is below and shared, never held while sending
         self._requests: set[str] = set()  # of those that are acted on once
         self._heard = False
         self._key_due = False
@@ -164,8 +179,8 @@ class View:
         if under is None:
             self.show()
         else:
-            self.top.below.append(self)
-            self.top.publish()
+            self._cell = page.cell() if listed else None  # where it is shown already
+            self.top.take(self, listed=listed)
 
     # -- in the cell
 
@@ -210,14 +225,54 @@ class View:
         for output in list(self._outputs):
             output.update(bundle)
         if self.top is not self:
-            self.top.publish()
+            self.top.publish_soon()
+
+    def publish_soon(self) -> None:
+        """Publish, but not for each of many short runs that share the output."""
+        with self._lock:
+            wait = self._published + SOON - time.monotonic()
+            if self._due:
+                return
+            self._due = True
+
+        def later() -> None:
+            time.sleep(max(0.0, wait))
+            self.flush()
+
+        if wait > 0:
+            start_thread("nbmap-publish", contextvars.copy_context().run, later)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish what is to be published soon, now: at the end of a cell."""
+        with self._lock:
+            due, self._due = self._due, False
+        if due:
+            self.publish()
+
+    def take(self, view: View, *, listed: bool) -> None:
+        """Show another run below."""
+        self._listed = self._listed or listed
+        with self._lock:
+            self._shown.append(view)
+        self.publish_soon()
 
     def _with_those_below(self) -> Bundle:
-        """Return what is shown where this was displayed: it, and the newest that ran it again."""
-        bundle = self.bundle()
-        for view in self.below[-BELOW:]:
+        """Return what is shown where this was displayed: it, and those that share its output."""
+        with self._lock:
+            first = 0 if self._listed else 1
+            while len(self._shown) > BELOW + first and (line := self._shown[first].last_line):
+                self._shown.pop(first)
+                self._lines.append(line)
+                self._folded += 1
+            shown, lines = list(self._shown), list(self._lines)
+        bundle: Bundle = {"text/plain": "\n".join(lines), "text/html": ""}
+        if lines:
+            bundle["text/html"] = render.folded(lines, self._folded)
+        for view in shown:
             other = view.bundle()
-            bundle["text/plain"] += "\n" + other["text/plain"]
+            bundle["text/plain"] += "\n" * bool(bundle["text/plain"]) + other["text/plain"]
             bundle["text/html"] += other["text/html"]
             if WIDGET_MIME in other:
                 bundle[WIDGET_MIME] = other[WIDGET_MIME]
@@ -243,6 +298,11 @@ class View:
             return
         if now - self._published > every:
             self.publish()
+
+    @property
+    def last_line(self) -> str:
+        """The line that is left of it; "" before it has ended."""
+        return render.summary(self._snapshot) if self._ended else ""
 
     @property
     def is_live(self) -> bool:
@@ -338,6 +398,7 @@ class View:
         return {
             "keys": [render.plain(key, 40) for key in series.keys],
             "shown": series.shown(),
+            "by_input": series.by_input,
             "curves": series.whole(MOST_POINTS) if points is None else None,
             "points": [point[1:] for point in _thinned(points or [])],
         }

@@ -7,7 +7,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbmap.engine.series import CURVES, KEYS, NEWEST, POINTS, VALUE, Series
+from nbmap.engine.series import (
+    ALL,
+    CURVES,
+    KEYS,
+    NEWEST,
+    POINTS,
+    POINTS_OF_ALL,
+    VALUE,
+    Series,
+)
 
 
 def test_numbers_are_points_and_dictionaries_have_a_curve_for_each_key():
@@ -24,6 +33,19 @@ def test_numbers_are_points_and_dictionaries_have_a_curve_for_each_key():
         (2, 4, [0], [7.0]),
     ]
     assert series.keys[series.shown()] == "loss"
+
+
+def test_what_functions_return_is_one_curve_of_all_inputs():
+    """In the order in which they have ended, and of very many some."""
+    series = Series(by_input=True)
+    for index in (2, 0, 1):
+        series.add(index, 0, {"loss": index / 2})
+    assert series.whole(1000) == [(0, ALL, [2, 0, 1], [1.0, 0.0, 0.5])]
+    for index in range(3, 10_000):
+        series.add(index, 0, {"loss": index / 2})
+    [(_, _, x, y)] = series.whole(10**9)
+    assert POINTS_OF_ALL / 2 < len(x) <= POINTS_OF_ALL
+    assert [index / 2 for index in x] == y
 
 
 @given(st.integers(0, 20 * POINTS), st.integers(1, 5))

@@ -402,6 +402,33 @@ def test_of_many_ended_runs_the_newest_are_live(lab):
     assert notebook.console_errors == []
 
 
+def test_many_runs_of_a_cell_fold_into_one_list(lab):
+    """A line each, and the newest in full; the first few have outputs of their own."""
+    notebook = opened(
+        lab,
+        "for n in range(9):\n    run = work.map([n])\n    run.wait()\nrun",
+        "for n in range(300):\n    list(nbmap.remote(abs).map([n]))",
+    )
+    for cell in (1, 2):
+        notebook.run(cell)
+        notebook.wait_idle(cell)
+        expect(notebook.output(cell).locator(".jp-OutputArea-child")).to_have_count(4)
+        expect(notebook.output(cell).locator(".nbmap-mount")).to_have_count(7)
+    expect(notebook.output(1).locator("li", has_text="1 of 1 done")).to_have_count(2)
+    expect(Live(notebook, 1).line.last).to_contain_text("1/1 (100%)")
+    notebook.screenshot("many-runs")
+    assert "293 earlier runs of this cell" in notebook.text(2)
+    told = [m for m in notebook.messages if m.type == "update_display_data"]
+    assert per_second(told) <= 25  # four outputs
+    notebook.save()
+    stored = nbformat.read(notebook.path, as_version=4)
+    assert len(stored.cells[2].outputs) == 4
+    listed = stored.cells[2].outputs[3].data
+    assert len(listed["text/plain"].splitlines()) == 104
+    assert "193 more before these: nbmap.runs()" in listed["text/html"]
+    assert notebook.console_errors == []
+
+
 def test_a_long_call_is_shown_and_can_be_cancelled(lab):
     """A single call that takes seconds gets a view; a short one gets none."""
     notebook = opened(lab, "work(3)", "@nbmap.remote\ndef long(x):\n    time.sleep(100)\n\nlong(1)")
@@ -596,6 +623,35 @@ def test_numbers_that_generators_yield_are_curves(lab):
     picture = page.get_by_role("img", name="loss of 5 inputs, output by output")
     expect(picture).to_be_visible()
     assert picture.evaluate("e => e.naturalWidth") == 640
+
+
+def test_numbers_that_functions_return_are_dots(lab):
+    """Behind a click, one for each input, named under the pointer; the saved page has them."""
+    notebook = opened(
+        lab,
+        "@nbmap.remote\n"
+        "def score(x):\n"
+        "    time.sleep(0.3)\n"
+        "    return {'score': x * x, 'name': 'a'}\n"
+        "run = score.map(range(9))\nrun.wait()",
+    )
+    notebook.run(1)
+    notebook.wait_idle(1)
+    live = Live(notebook, 1)
+    plot = live.root.locator(".nbmap-plot")
+    dots = plot.locator("canvas")
+    expect(dots).to_be_hidden()
+    plot.locator("summary").click()
+    expect(dots).to_have_attribute("aria-label", "score, input by input, from 0 to 64")
+    box = dots.bounding_box()
+    dots.hover(position={"x": box["width"] - 9, "y": 9})
+    expect(plot.locator(".nbmap-note").last).to_have_text("input 8: score 64")
+    notebook.screenshot("dots")
+    assert notebook.console_errors == []
+    notebook.save()
+    page = lab.open_html(lab.to_html(notebook.path)).page
+    page.locator("summary", has_text="numbers").click()
+    expect(page.get_by_role("img", name="score, by input")).to_be_visible()
 
 
 BLOCKING = """

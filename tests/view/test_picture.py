@@ -56,6 +56,20 @@ def test_the_key_is_text_and_the_picture_has_a_name():
     ]
 
 
+def test_what_functions_return_is_dots_behind_a_click():
+    """One for each input that is known of, and the axis says what they are by."""
+    series = Series(by_input=True)
+    for index in (3, 1, 2):
+        series.add(index, 0, {"loss": index})
+    text = picture.curves(series)
+    assert text.startswith("<details><summary>numbers</summary>")
+    assert 'alt="loss, by input"' in text
+    data = text.partition("base64,")[2].partition('"')[0]
+    drawn = base64.b64decode(data).decode()
+    assert len(re.findall(r"M[\d.]+,[\d.]+h0", drawn)) == 3
+    assert "loss, by input" in drawn
+
+
 def test_numbers_far_apart_have_a_logarithmic_axis():
     """A straight one would show the largest only."""
     series = Series()

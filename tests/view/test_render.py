@@ -342,7 +342,9 @@ def test_the_line_of_the_live_view_says_how_far_a_run_is():
     """Ended of all, in percent, and how it goes on or ended."""
     s = snapshot(status="finished", total=5, done=5, failed=0, waiting=0, sent=0, running=0)
     assert render.line(s) == "5/5 (100%) · finished in 5 s"
-    assert render.line(snapshot()).startswith("60/100 (60%) · 12.3/s · ")
+    assert render.line(snapshot()) == "60/100 (60%) · 12.3/s · 4 s left · for 5 s · on 2 slots"
+    early = snapshot(elapsed=0.4, slots=1, rate=0.0)
+    assert render.line(early) == "60/100 (60%) · on 1 slot"
 
 
 def test_of_a_line_that_was_rewritten_the_last_state_is_shown():

@@ -401,19 +401,19 @@ class Grid {
   }
 }
 
-// --- the plot: a curve for each input, of the numbers that it yields ------------------------------
+// --- the plot: a curve for each input of the numbers that it yields, or a dot of what it returns ---
 
 class Curves {
   constructor() {
     this.keys = [];
     this.shown = 0; // the key that is shown first
+    this.byInput = false; // dots, x being the input
     this.of = []; // by key: input -> {x, y}
     this.version = 0;
   }
 
-  take({ keys, shown, curves, points }) {
-    this.keys = keys;
-    this.shown = shown;
+  take({ keys, shown, by_input: byInput, curves, points }) {
+    Object.assign(this, { keys, shown, byInput });
     if (curves) {
       this.of = [];
       for (const [key, index, x, y] of curves) this.curve(key, index, { x, y });
@@ -458,6 +458,7 @@ class Plot {
     this.context = this.canvas.getContext("2d");
     this.chosen = null; // until somebody has chosen, the kernel does
     this.near = null; // the input under the pointer
+    this.opened = false; // whether anything was shown
     this.drawn = null; // what was drawn last
     this.restsUntil = 0;
     this.key.addEventListener("change", () => this.choose());
@@ -491,6 +492,11 @@ class Plot {
     const mine = curves.of[this.at];
     this.root.hidden = !mine || ![...mine.values()].some((curve) => curve.x.length > 1);
     this.width = width;
+    if (!this.opened && !this.root.hidden) {
+      // What functions return is less than what generators tell while they run.
+      this.root.open = !curves.byInput;
+      this.opened = true;
+    }
     if (this.root.hidden || !this.root.open || width < PLOT_LEFT + 40) return;
     const state = `${curves.version} ${width} ${this.at} ${this.near}`;
     const began = performance.now();
@@ -530,7 +536,7 @@ class Plot {
   scale(mine) {
     let [right, low, high] = [1, Infinity, -Infinity];
     for (const { x, y } of mine.values()) {
-      right = Math.max(right, x[x.length - 1] ?? 0);
+      for (const one of x) if (one > right) right = one;
       for (const one of y) {
         if (!this.has(one)) continue;
         if (one < low) low = one;
@@ -568,7 +574,7 @@ class Plot {
     const texts = [
       ["right", PLOT_LEFT - 6, 14, short(this.high)],
       ["right", PLOT_LEFT - 6, bottom, short(this.low)],
-      ["left", PLOT_LEFT, PLOT_HEIGHT - 4, `${name}, by output`],
+      ["left", PLOT_LEFT, PLOT_HEIGHT - 4, `${name}, by ${this.run.curves.byInput ? "input" : "output"}`],
       ["right", width - 8, PLOT_HEIGHT - 4, number(this.right)],
     ];
     for (const [align, x, y, text] of texts) {
@@ -577,12 +583,16 @@ class Plot {
       if (text !== "") context.fillText(text, x, y);
     }
     const inputs = `${number(mine.size)} input${mine.size === 1 ? "" : "s"}`;
-    const label = `${name} of ${inputs}, output by output, from ${short(this.low)} to ${short(this.high)}`;
-    canvas.setAttribute("aria-label", label);
+    const what = this.run.curves.byInput ? `${name}, input by input` : `${name} of ${inputs}, output by output`;
+    canvas.setAttribute("aria-label", `${what}, from ${short(this.low)} to ${short(this.high)}`);
   }
 
   drawCurves(mine) {
     const { context } = this;
+    if (this.run.curves.byInput) {
+      for (const curve of mine.values()) this.drawDots(curve);
+      return;
+    }
     context.save();
     context.lineJoin = "round";
     context.globalAlpha = this.near === null ? Math.max(0.25, Math.min(1, 24 / mine.size)) : 0.25;
@@ -605,7 +615,18 @@ class Plot {
     context.stroke();
   }
 
-  // Name the curve that is nearest to the pointer.
+  drawDots({ x, y }) {
+    const { context } = this;
+    for (let at = 0; at < x.length; at++) {
+      if (!this.has(y[at])) continue;
+      context.fillStyle = CURVE_COLOURS[x[at] === this.near ? 1 : 0];
+      context.beginPath();
+      context.arc(...this.place(x[at], y[at]), x[at] === this.near ? 4 : 2.5, 0, 7);
+      context.fill();
+    }
+  }
+
+  // Name the curve, or the dot, that is nearest to the pointer.
   point(event) {
     const mine = this.run.curves.of[this.at];
     let [near, text, best] = [null, "\u00a0", 24];
@@ -614,14 +635,17 @@ class Plot {
       const [across, down] = [event.clientX - box.left, event.clientY - box.top];
       const x = ((across - PLOT_LEFT) * this.right) / (this.width - PLOT_LEFT - 8);
       for (const [index, curve] of mine) {
-        const at = nearest(curve.x, x);
-        if (at < 0 || !this.has(curve.y[at])) continue;
-        const [left, top] = this.place(curve.x[at], curve.y[at]);
-        const far = Math.abs(top - down) + Math.abs(left - across) / 4;
-        if (far >= best) continue;
-        const name = this.run.curves.keys[this.at];
-        [near, best] = [index, far];
-        text = `input ${number(index)}: ${name} ${short(curve.y[at])} at output ${number(curve.x[at])}`;
+        const { byInput } = this.run.curves;
+        for (const at of byInput ? curve.x.keys() : [nearest(curve.x, x)]) {
+          if (at < 0 || !this.has(curve.y[at])) continue;
+          const [left, top] = this.place(curve.x[at], curve.y[at]);
+          const far = Math.abs(top - down) + Math.abs(left - across) / (byInput ? 1 : 4);
+          if (far >= best) continue;
+          const name = this.run.curves.keys[this.at];
+          [near, best] = [byInput ? curve.x[at] : index, far];
+          text = `input ${number(near)}: ${name} ${short(curve.y[at])}`;
+          if (!byInput) text += ` at output ${number(curve.x[at])}`;
+        }
       }
     }
     setText(this.tip, text);
@@ -631,7 +655,7 @@ class Plot {
   }
 }
 
-// Numbers of which a straight axis would show the largest only; as in nbmap/view/plot.py.
+// Numbers of which a straight axis would show the largest only; as in nbmap/view/picture.py.
 function isWide(mine) {
   let [low, high] = [Infinity, -Infinity];
   for (const { y } of mine.values()) for (const one of y) [low, high] = [Math.min(low, one), Math.max(high, one)];
