@@ -137,6 +137,7 @@ class View:
     ) -> None:
         self.id = uuid4().hex
         self._above = under  # whose output this one is shown in, below it
+        self._below: list[str] = []  # views that ran this one again
         self.top: View = self if under is None else under.top
         self._listed = False  # whether it heads a list, and is a line of it in the end
         self._shown: list[View] = [self]  # in its output, in full
@@ -179,7 +180,10 @@ class View:
         if under is None:
             self.show()
         else:
-            self._cell = page.cell() if listed else None  # where it is shown already
+            if listed:
+                self._cell = page.cell()  # where it is shown already
+            else:
+                under._below.append(self.id)  # noqa: SLF001 - one of us
             self.top.take(self, listed=listed)
 
     # -- in the cell
@@ -336,6 +340,15 @@ class View:
         self._ended = True
         self._run = None  # which may hold every output
         self.publish()
+        if self._above is not None and self.id in self._above._below:  # noqa: SLF001 - one of us
+            self._above.hear(snapshot)
+
+    def hear(self, again: Snapshot) -> None:
+        """Say how the run below has ended that ran this one again."""
+        self._remark = (
+            f"run again below: {render.line(again)}; the outputs are those of run.retried"
+        )
+        self._send_key()
 
     def _may_retry(self) -> None:
         """Keep the run where there is something to run again, for the button."""
@@ -451,6 +464,7 @@ class View:
             "note": render.plain(self._remark or s.note),
             "retry": self._again() is not None,
             "streams": self._streams,
+            "below": self._below,
             "gpus": render.gpus(s),
         }
 

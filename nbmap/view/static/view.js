@@ -844,7 +844,19 @@ class View {
     this.plot.draw(Math.max(60, this.root.clientWidth - 18));
     this.drawFailures(head);
     this.drawOutputs(head);
+    this.makePlaces(head.below);
     this.speak(head);
+  }
+
+  // Where the page was loaded again it hears no more of outputs that are brought up to date, so the
+  // runs that ran this one again have no place in it.
+  makePlaces(ids) {
+    const mine = this.root.closest(".nbmap-mount");
+    for (const id of mine ? ids : []) {
+      if (!document.querySelector(`.nbmap-mount-${id}`)) {
+        mine.parentElement.append(element("div", `nbmap-mount nbmap-mount-${id}`));
+      }
+    }
   }
 
   drawCounts(head) {

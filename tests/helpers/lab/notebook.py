@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 from helpers.lab.tab import Tab
 from helpers.lab.traffic import Traffic
 
+LAB, NOTEBOOK_7 = "lab/tree", "notebooks"  # where the server has the applications
 DONE = re.compile(r"^\[\d+\]:$")
 # JupyterLab drops offers that take the kernel more than a second, as the first ones do.
 TABS = 6
@@ -31,19 +32,20 @@ WATCH = """(element) => {
 class Notebook(Tab):
     """An open notebook. Cells are counted from 0, as they stand in the file."""
 
-    def __init__(self, page, server, path):
+    def __init__(self, page, server, path, app=LAB):
         super().__init__(page, server.url)
         self.server = server
         self.path = path
+        self.app = app
         self.traffic = Traffic(page)
 
     # Coming and going
 
     def open(self):
-        """Load JupyterLab with this notebook, and wait until its kernel is idle."""
+        """Load the application with this notebook, and wait until its kernel is idle."""
         name = self.path.relative_to(self.server.root).as_posix()
         with self.traffic.connecting():  # before, JupyterLab calls the kernel idle, and drops cells
-            self.page.goto(f"{self.server.url}lab/tree/{name}?token={self.server.token}&reset")
+            self.page.goto(f"{self.server.url}{self.app}/{name}?token={self.server.token}&reset")
         self.wait_kernel("idle")
         return self
 

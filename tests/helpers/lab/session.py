@@ -7,7 +7,7 @@ import sys
 
 import nbformat
 
-from helpers.lab.notebook import Notebook
+from helpers.lab.notebook import LAB, Notebook
 from helpers.lab.tab import Tab
 
 
@@ -20,10 +20,10 @@ class Lab:
         self.name = name
         self.tabs = []
 
-    def open(self, cells, kernel="newest"):
+    def open(self, cells, kernel="newest", app=LAB):
         """Open a new notebook of these code cells, and wait for its kernel."""
         code = [nbformat.v4.new_code_cell(source) for source in cells]
-        return self.open_as(nbformat.v4.new_notebook(cells=code), kernel)
+        return self.open_as(nbformat.v4.new_notebook(cells=code), kernel, app)
 
     def open_file(self, path, kernel="newest"):
         """Open a file: itself if it lies in the server's folder, otherwise a copy."""
@@ -31,7 +31,7 @@ class Lab:
             return self.show(path)
         return self.open_as(nbformat.read(path, as_version=4), kernel)
 
-    def open_as(self, notebook, kernel):
+    def open_as(self, notebook, kernel, app=LAB):
         """Store a notebook for that kernel, and open it."""
         notebook.metadata["kernelspec"] = {
             "name": kernel,
@@ -40,11 +40,11 @@ class Lab:
         }
         path = self.server.root / f"{self.name}-{len(self.tabs)}.ipynb"
         nbformat.write(notebook, path)
-        return self.show(path)
+        return self.show(path, app)
 
-    def show(self, path):
+    def show(self, path, app=LAB):
         """Open a stored notebook in a new page."""
-        notebook = Notebook(self.context.new_page(), self.server, path)
+        notebook = Notebook(self.context.new_page(), self.server, path, app)
         self.tabs.append(notebook)
         return notebook.open()
 

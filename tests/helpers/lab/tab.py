@@ -10,9 +10,10 @@ from helpers.processes import ROOT
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PICTURES = ROOT / "build" / "lab"
 
-# What a plain notebook causes: nothing in JupyterLab 4.6, and in what nbconvert 7.17 exports, two
-# scripts that it loads for every notebook.
+# What a plain notebook causes: nothing in JupyterLab 4.6, an error in Notebook 7.6, and in what
+# nbconvert 7.17 exports, two scripts that it loads for every notebook.
 OTHERS_OWN = (
+    "Cannot read properties of undefined (reading 'schema')",
     "https://cdnjs.cloudflare.com/ajax/libs/mathjax/",
     "https://cdnjs.cloudflare.com/ajax/libs/require.js/",
 )
