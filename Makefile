@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
 SHIPPED := $(shell find nbmap $(wildcard jupyter-config) -name __pycache__ -prune -o -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-main test-cuda test-next check lint chaos bench pictures chromium clean gpu-test
+.PHONY: help demo lab test test-main test-lab test-cuda test-next check lint chaos bench pictures chromium clean gpu-test
 .DELETE_ON_ERROR:
 
 help:
@@ -34,7 +34,9 @@ demo: .venv/.demo
 lab: .venv/.lab
 	@$(VENV) -m jupyterlab notebooks/01-grid-search.ipynb $(ARGS)
 
-test: test-main test-cuda test-next
+# Two at a time, for tests mostly wait. Not by the shell's "&", whose processes take no interrupt.
+test: .venv/.test
+	@$(MAKE) --no-print-directory --jobs=2 lint test-main test-lab test-cuda test-next
 
 check: lint
 	$(VENV) -m pytest -m 'not slow and not chaos' tests/test_*.py tests/engine $(ARGS)
@@ -44,12 +46,16 @@ lint: .venv/.test
 	$(VENV) -m ruff check .
 	$(VENV) -m mypy
 
-test-main: lint .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test .venv-gpu/.test | chromium
-	$(VENV) -m pytest -m 'not chaos' --ignore tests/gpus/cuda --ignore tests/gpus/real $(ARGS)
+test-main: .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-next/.test | lint
+	$(VENV) -m pytest -m 'not chaos' --ignore tests/lab --ignore tests/gpus/cuda --ignore tests/gpus/real $(ARGS)
+
+# In the browser, with kernels of all environments.
+test-lab: .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-gpu/.test | lint chromium
+	$(VENV) -m pytest -p no:cacheprovider tests/lab $(ARGS)
 
 # The real dask-cuda, with the Dask that it pins, over libraries that stand for NVIDIA's. They are
 # built by the machine's C compiler; without one these tests fail.
-test-cuda: .venv-gpu/.test | test-main
+test-cuda: .venv-gpu/.test | test-lab
 	$(GPU) -m pytest -p no:cacheprovider tests/gpus/cuda
 
 # On the GPUs that this machine really has; without one they fail.
