@@ -74,10 +74,11 @@ test-next: .venv-next/.test | test-cuda
 chaos: .venv/.test
 	$(VENV) -m pytest -m chaos --ignore tests/gpus/cuda --ignore tests/gpus/real $(ARGS)
 
-bench: .venv/.test
+bench: .venv/.test .venv-gpu/.test .venv-wheel/.test | chromium
 	$(VENV) tests/bench/run.py --json tests/bench/results.json $(ARGS)
 	$(VENV) tests/bench/streams.py --json tests/bench/streams.json
 	$(VENV) tests/bench/view.py --json tests/bench/view.json
+	$(VENV) tests/bench/frames.py --json tests/bench/frames.json
 	$(VENV) tests/bench/startup.py --json tests/bench/startup.json
 	$(VENV) tests/bench/faults.py --json tests/bench/faults.json
 

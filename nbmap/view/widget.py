@@ -11,7 +11,7 @@ Messages, as `tests/decisions/008-what-a-notebook-keeps.md` describes them::
     kernel ──▶ browser   key     head, failures; all statuses as bytes
                          delta   head, new failures; the statuses that changed, as ranges
                          answer  to one request
-    browser ──▶ kernel   hello · cancel · retry · detail   each with an id; may come twice
+    browser ──▶ kernel   hello · rest · cancel · retry · detail   each with an id; may come twice
 """
 
 from __future__ import annotations
@@ -167,6 +167,8 @@ class View:
         self._lock = threading.Lock()  # of what is below and shared, never held while sending
         self._requests: set[str] = set()  # of those that are acted on once
         self._heard = False
+        self._resting: set[str] = set()  # pages in which nobody sees it
+        self._pages: set[str] = set()
         self._key_due = False
         self._ended = False
         self._told: tuple[Any, ...] = ()  # what the last message said
@@ -329,8 +331,9 @@ class View:
             self._tell()
             with self._lock:
                 self._ended = True
-                heard, key = self._heard, self._key_due
-            if key:  # a browser that said hello since
+                heard, rests = self._heard, self._rests
+                key = self._key_due or (heard and rests)
+            if key:  # a browser that said hello since, or hears the end though nobody looks
                 self._send_key()
             if heard or time.monotonic() - self._began < HELLO:
                 self._keep()
@@ -378,7 +381,8 @@ class View:
         """Send what has changed since the last message; on the view thread."""
         changes = self._look()
         with self._lock:
-            heard, key, self._key_due = self._heard, self._key_due, False
+            heard = self._heard and not self._rests
+            key, self._key_due = self._key_due, False
         if not heard:
             return
         if key:
@@ -479,7 +483,9 @@ class View:
         """Act on a request and return the answer; the same may come on two channels."""
         what = body.get("type")
         if what == "hello":
-            self._welcome(str(body.get("rid")))
+            self._welcome(str(body.get("rid")), str(body.get("page")))
+        elif what == "rest":
+            self._rest(str(body.get("rid")), str(body.get("page")))
         elif what == "cancel" and (run := self._run) is not None:
             index = body.get("index")
             run.cancel(index if isinstance(index, int) else -1)
@@ -512,11 +518,24 @@ class View:
 
         start_thread("nbmap-retry", contextvars.copy_context().run, run_again)
 
-    def _welcome(self, rid: str) -> None:
+    @property
+    def _rests(self) -> bool:
+        return self._pages == self._resting
+
+    def _rest(self, rid: str, page: str) -> None:
+        """Send no more to a page in which nobody sees it, if there is no other, until it says hello."""
+        with self._lock:
+            if rid not in self._requests:  # else it may have said hello since
+                self._requests.add(rid)
+                self._resting.add(page)
+
+    def _welcome(self, rid: str, page: str) -> None:
         with self._lock:
             if rid in self._requests:
                 return
             self._requests.add(rid)
+            self._pages.add(page)
+            self._resting.discard(page)
             self._heard = self._key_due = True
             ended = self._ended
         if ended:  # nobody else will send it

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from helpers.lab.traffic import per_second
+from helpers.processes import wait_until
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -50,6 +51,11 @@ def opened(lab, *cells, kernel="newest"):
     notebook.run(0)
     notebook.wait_idle(0)
     return notebook
+
+
+def comm_type(message):
+    """Return what kind of the view's messages this is, if it is one."""
+    return message.content.get("data", {}).get("content", {}).get("type")
 
 
 def xss(tab):
@@ -267,12 +273,67 @@ for run in runs:
     told = [
         message
         for message in notebook.messages
-        if not message.sent
-        and message.type == "comm_msg"
-        and message.content["data"].get("content", {}).get("type") in {"key", "delta"}
+        if not message.sent and comm_type(message) in {"key", "delta"}
     ]
     assert len(told) > 5
     assert per_second(told) <= 11
+
+
+def test_v2_a_million_inputs_are_few_and_small_messages(lab):
+    """Ten thousand inputs end a second, and the browser gets what it can draw."""
+    notebook = opened(
+        lab,
+        """
+class Paced:
+    def __len__(self):
+        return 1_000_000
+
+    def __iter__(self):
+        began = time.monotonic()
+        for at in range(len(self)):
+            if at % 100 == 0:
+                time.sleep(max(0.0, began + at / 10_000 - time.monotonic()))
+            yield at
+
+run = nbmap.remote(abs).map(Paced())
+""",
+        "run.cancel()",
+    )
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.grid).to_have_attribute("aria-label", re.compile("^1,000,000 inputs"))
+    expect(live.count("done")).to_have_text(re.compile(r"^[6-9]\d,\d{3}$"))
+    notebook.screenshot("million")
+    notebook.run(2)
+    expect(live.line).to_contain_text("cancelled after")
+    told = [m for m in notebook.messages if not m.sent and comm_type(m) in {"key", "delta"}]
+    assert len(told) > 20
+    assert per_second(told) <= 11
+    assert sum(m.size for m in told) / (told[-1].at - told[0].at) <= 150 << 10
+    assert notebook.console_errors == []
+
+
+def test_out_of_sight_a_view_costs_nothing(lab):
+    """The kernel sends nothing to a collapsed output; opened, it shows how far the run is by then."""
+    notebook = opened(lab, "run = work.map(range(100))")
+    notebook.run(1)
+    live = Live(notebook, 1)
+    expect(live.count("running")).to_have_text("2")
+    notebook.menu("View", "Collapse Selected Outputs")
+
+    def said(kind):
+        return [m for m in notebook.messages if comm_type(m) == kind]
+
+    wait_until(lambda: said("rest"))
+    notebook.page.wait_for_timeout(1000)  # what was on its way
+    told = len(said("delta"))
+    notebook.page.wait_for_timeout(2500)
+    assert len(said("delta")) == told
+    notebook.menu("View", "Expand Selected Outputs")
+    expect(live.count("done")).to_have_text(re.compile("^([89]|[1-9][0-9])$"))
+    live.cancel.click()
+    expect(live.line).to_contain_text("cancelled after")
+    assert notebook.console_errors == []
 
 
 def test_a_short_run_is_one_line(lab):

@@ -31,6 +31,7 @@ const CURVE_COLOURS = ["#2f7fc1", "#b87a00", "#1a936f", "#c2649a", "#d1602b", "#
 
 const OUTPUTS = 200; // lines of the newest outputs
 
+const REST = 3000; // ms out of sight after which the kernel is asked to send nothing
 const ACK = 250; // ms until a request goes to the control channel as well
 const PATIENCE = 8000; // ms until a request counts as unanswered
 const SPOKEN = 5000; // ms between two sentences for a screen reader
@@ -70,13 +71,37 @@ class Run {
     this.curves = new Curves();
     this.keys = 0; // messages that told all anew
     this.views = new Set();
+    this.page = randomId();
+    this.rests = false; // the kernel sends nothing, as nobody looks
     this.pending = new Map(); // requests without an answer, by id
     this.onMessage = (message, buffers) => this.receive(message, buffers ?? []);
     model.on("msg:custom", this.onMessage);
-    this.request({ type: "hello" }).catch(() => {}); // its answer is a "key" message
+    this.onVisible = () => this.look();
+    document.addEventListener("visibilitychange", this.onVisible);
+    this.greet();
+  }
+
+  greet() {
+    this.rests = false;
+    this.request({ type: "hello", page: this.page }).catch(() => {}); // the answer is a "key" message
+  }
+
+  // A view is in sight again, or none may be any more.
+  look() {
+    const seen = !document.hidden && [...this.views].some((view) => view.seen !== false);
+    clearTimeout(this.leaving);
+    if (seen && this.rests) this.greet();
+    else if (!seen && !this.rests && this.head) {
+      this.leaving = setTimeout(() => {
+        this.rests = true;
+        this.request({ type: "rest", page: this.page }).catch(() => {});
+      }, REST);
+    }
   }
 
   close() {
+    clearTimeout(this.leaving);
+    document.removeEventListener("visibilitychange", this.onVisible);
     this.model.off("msg:custom", this.onMessage);
   }
 
@@ -723,6 +748,13 @@ class View {
     });
     this.resized = new ResizeObserver(() => this.resize());
     this.resized.observe(this.root);
+    this.seen = true; // whether any of it is in sight
+    this.sight = new IntersectionObserver((entries) => {
+      this.seen = entries.at(-1).isIntersecting;
+      if (this.seen) this.redraw();
+      run.look();
+    });
+    this.sight.observe(this.root);
     this.themed = new MutationObserver(() => this.redraw());
     const attributeFilter = ["class", "data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind"];
     this.themed.observe(document.body, { attributes: true, attributeFilter });
@@ -741,6 +773,7 @@ class View {
   close() {
     this.run.views.delete(this);
     this.resized.disconnect();
+    this.sight.disconnect();
     this.themed.disconnect();
     cancelAnimationFrame(this.frame);
     this.root.remove();
@@ -840,8 +873,10 @@ class View {
     setText(this.gpus, head.gpus.join("\n"));
     this.drawCounts(head);
     this.drawCancel(head);
-    this.drawGrid();
-    this.plot.draw(Math.max(60, this.root.clientWidth - 18));
+    if (this.seen) {
+      this.drawGrid();
+      this.plot.draw(Math.max(60, this.root.clientWidth - 18));
+    } else this.ranges = null; // drawn when it comes in sight
     this.drawFailures(head);
     this.drawOutputs(head);
     this.makePlaces(head.below);
