@@ -12,7 +12,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from .engine.driver import Driver, line_of
+from .engine.driver import Driver
 from .engine.model import (
     CALL,
     CANCELLED,
@@ -26,6 +26,7 @@ from .engine.model import (
 )
 from .engine.outcomes import EMPTY
 from .engine.pickling import Unloadable, load_or_error, safe_repr
+from .engine.seen import line_of
 from .engine.streams import Streams
 from .errors import (
     InputCancelled,
@@ -410,7 +411,7 @@ class Run:
 
     def stdout(self, index: int) -> str:
         """Return what input `index` wrote to stdout and stderr, warnings and logging included."""
-        return self._driver.printed(self._position(index))
+        return self._driver.seen.printed(self._position(index))
 
     def traceback(self, index: int) -> str:
         """Return the traceback of a failed input as text; empty for any other."""
@@ -500,7 +501,7 @@ class Run:
     def _repr_html_(self) -> str:
         """Return the run as HTML, for where it is not shown as a live view."""
         mount = f"run-{self._driver.number}"
-        return render.page(self.snapshot(), self._driver.first_failures, mount=mount)
+        return render.page(self.snapshot(), self._driver.seen.failures, mount=mount)
 
     def __repr__(self) -> str:
         return f"<Run {self._driver.number}: {render.summary(self.snapshot())}>"

@@ -35,7 +35,6 @@ from .model import (
     Blob,
     Done,
     Failure,
-    FailureLine,
     Grant,
     Mark,
     Message,
@@ -51,19 +50,14 @@ from .model import (
 from .outcomes import EMPTY, Outcomes, Sealed
 from .pickling import Unloadable, concat, cut, load_or_error, parts, safe_repr, unpack
 from .reading import Reader, Refused, pickle_inputs
-from .recent import Recent
-from .series import Series
+from .seen import Seen, Texts
 from .streams import Segment, Streams
 from .transport import ENDED, Fate, Loss, Transport
 
-PRINTS = 16 << 20  # characters of prints that a run keeps
-_NOT_KEPT = f"\n…[the inputs of this run have printed over {PRINTS >> 20} MB: no more is kept]…\n"
 PROMPT = 0.1  # seconds that a function which was asked to stop keeps its place
 SECOND = 1.0  # seconds of grace for an input that had all of it once
 KEPT_INPUTS = 64 << 20  # bytes of inputs that are kept though they are done
 SETTLED = 2.0  # seconds after which a run has the leases that it is going to have
-FEW = 50  # outputs of a message that are always looked at for numbers; otherwise now and then
-FAILURES = 1000  # failures that a run keeps for its view, whether or not it keeps outcomes
 # From the state's bytes to those of a view: what was sent and not started waits.
 _SHOWN = bytes.maketrans(
     bytes((state.WAITING, state.SENT, state.DONE, state.FAILED, state.STOPPED)),
@@ -202,17 +196,10 @@ class Driver:
         self._starts: list[int] = []
         # opening
         self._mail: SimpleQueue[Any] | None = None
-        # what views show
-        self.prints: dict[int, list[str]] = {}  # of each input, as they came
-        self.first_failures: list[Failure] = []  # in order of arrival
-        self.shown = False  # outputs are looked at for a view; where there is none, for nobody
-        self.recent = Recent()  # the newest outputs
-        self.series = Series(by_input=not rules.stream)  # the numbers among outputs
-        self._printed = 0
+        self.seen = Seen(streams=rules.stream)
         self._made = _clock()
         self._ended: float | None = None
         self._samples: deque[tuple[float, int]] = deque(maxlen=40)
-        self._newest: deque[FailureLine] = deque(maxlen=5)
         self._loss_reasons: dict[int, tuple[str, str]] = {}
         self._last_loss = ("", "")
 
@@ -265,9 +252,7 @@ class Driver:
             for index in range(start, stop):
                 self.outcomes.taken_over(index, before.outcomes.outputs(index))
         self.outcomes.store(start, outcomes)
-        for index, text in before.prints.items():
-            if start <= index < stop:
-                self.prints[index] = text
+        self.seen.take_over(before.seen, start, stop)
         self.ledger += [row for row in before.ledger if start <= row[0] < stop]
 
     def _inputs(self, start: int, stop: int) -> Iterator[Pack | Refused]:
@@ -457,7 +442,8 @@ class Driver:
                     self.transport.engine.call(self._process_opened, opened)
                     return
                 message, worker = item
-                values, texts = None, []
+                values: list[Any] | None = None
+                texts: Texts = ()
                 if isinstance(message, (Out, Yield)) and message.counts is not None:
                     packed = Pack(message.n, list(message.counts), message.frames)
                     failed = set()
@@ -467,8 +453,7 @@ class Driver:
                         None if at in failed else load_or_error(frames)
                         for at, frames in enumerate(parts(packed))
                     ]
-                    if self.shown and self.recent.due():  # here, since it runs the user's code
-                        texts = self.recent.written(values)
+                    texts = self.seen.texts_of(values)  # here, since it runs the user's code
                 opened.append((message, worker, values, texts))
             self.transport.engine.call(self._process_opened, opened)
 
@@ -488,7 +473,7 @@ class Driver:
         message: Message,
         worker: str,
         values: list[Any] | None,
-        texts: Sequence[tuple[int, str]] = (),
+        texts: Texts = (),
     ) -> None:
         if isinstance(message, Out):
             self._outcomes(message, worker, values, texts)
@@ -513,7 +498,7 @@ class Driver:
         message: Out,
         worker: str,
         values: list[Any] | None,
-        texts: Sequence[tuple[int, str]],
+        texts: Texts,
     ) -> None:
         if message.chunk not in self._state.flights:
             return  # of a lease that was given up, or after the grace
@@ -540,9 +525,8 @@ class Driver:
         told: Sequence[Any] = values or ()
         if self.rules.stream:
             texts = ()  # what a generator returns is nobody's
-        elif values is None and self.shown and self.recent.due():
-            told = unpack(Pack(message.n, None, message.frames[:1]))
-            texts = [(at, text) for at, text in self.recent.written(told) if text != "None"]
+        elif values is None:
+            told, texts = self.seen.looked_at(message.n, message.frames)
         if self.keep:
             self.ledger.append((message.start, message.n, worker, message.seconds))
         if values is None and not failures and not self.rules.stream:
@@ -557,8 +541,7 @@ class Driver:
                 self._store(effect.start, values[start:stop])
                 for at, text in texts:
                     if start <= at < stop and type(values[at]) is not Failure:
-                        self.recent.add(message.start + at, text)
-                        self.series.add(message.start + at, 0, told[at])
+                        self.seen.returned(message.start + at, told[at], text)
         self._apply(effects)
 
     def _unloadable(self, index: int, value: Unloadable) -> Failure:
@@ -572,7 +555,7 @@ class Driver:
         message: Yield,
         worker: str,
         values: list[Any] | None,
-        texts: Sequence[tuple[int, str]],
+        texts: Texts,
     ) -> None:
         """Take outputs of a generator."""
         flight = self._state.flights.get(message.chunk)
@@ -591,33 +574,12 @@ class Driver:
             segment = Segment(index, n, message.nbytes * n // message.n, values, frame)
             attempt = self._state.attempts(index)
             new = self.outcomes.add(index, message.seq, attempt, segment) if n else 0
-            if new and self.shown:
-                self._show(message, n, n - segment.n, values, texts)
+            if new and self.seen.by_view:
+                self.seen.yielded(message, n, n - segment.n, values, texts)
         if bad:
             self._spoiled.setdefault(index, failure)
         yielded = state.Yielded(message.chunk, index, message.nbytes, new)
         self._apply(self._state.handle(yielded))
-
-    def _show(
-        self,
-        message: Yield,
-        n: int,
-        first: int,
-        values: list[Any] | None,
-        texts: Sequence[tuple[int, str]],
-    ) -> None:
-        """Note for views what a generator has yielded; before `first` it was known already."""
-        look = values is None and self.recent.due()
-        if not (look or texts or n <= FEW):
-            return
-        if values is None:
-            values = unpack(Pack(n, None, message.frames[:1]))
-            texts = self.recent.written(values) if look else ()
-        for at, text in texts:
-            if first <= at < n:
-                self.recent.add(message.index, text)
-        for at in range(first, n):
-            self.series.add(message.index, message.seq + at, values[at])
 
     def _began(self, message: Mark) -> None:
         new = not self._state.loaded
@@ -674,14 +636,7 @@ class Driver:
                 child.cancel()
 
     def _print(self, message: Print) -> None:
-        text = message.text
-        if message.dropped:
-            text = f"\n…[{message.dropped} characters left out]…\n{text}"
-        if self._printed < PRINTS:
-            self._printed += len(text)
-            self.prints.setdefault(message.index, []).append(text)
-        elif (kept := self.prints.get(message.index)) is not None and kept[-1] is not _NOT_KEPT:
-            kept.append(_NOT_KEPT)
+        text = self.seen.print(message)
         if self.on_print is not None:
             self.on_print(message.index, message.stream, text)
 
@@ -749,10 +704,8 @@ class Driver:
 
     def _store(self, start: int, outcomes: list[Any]) -> None:
         for outcome in outcomes if type(outcomes[0]) is not Sealed else ():
-            if type(outcome) is Failure and outcome.kind != CANCELLED:
-                self._newest.append(line_of(outcome))
-                if len(self.first_failures) < FAILURES:
-                    self.first_failures.append(outcome)
+            if type(outcome) is Failure:
+                self.seen.failed(outcome)
         self.outcomes.store(start, outcomes)
 
     def _finish(self) -> None:
@@ -920,10 +873,6 @@ class Driver:
 
     # -- what views and people ask
 
-    def printed(self, index: int) -> str:
-        """Return what an input wrote to stdout and stderr, or that it is not known any more."""
-        return "".join(self.prints.get(index, [_NOT_KEPT] if self._printed >= PRINTS else []))
-
     def snapshot(self) -> Snapshot:
         """Return the plain picture of the run; on any thread but the engine's."""
         picture: Snapshot = self.transport.engine.wait_for(self._snapshot)
@@ -966,7 +915,7 @@ class Driver:
             rate=rate,
             slots=slots,
             note=self._remark(slots),
-            failures=tuple(self._newest),
+            failures=tuple(self.seen.newest_failures),
             gpus=() if self.over else self.transport.use(self),
             **counts,
         )
@@ -1014,12 +963,6 @@ def _failures(message: Out) -> list[Failure]:
         told = [list(frame) for frame in stack]
         failures.append(Failure(index, kind, name, text, traceback, told, value, pickled=frames))
     return failures
-
-
-def line_of(failure: Failure) -> FailureLine:
-    """Return a failure as views show it."""
-    f = failure
-    return FailureLine(f.index, f.input, f.kind, f.type, f.message, f.attempts, f.worker)
 
 
 def load_repr(packed: Pack) -> str:

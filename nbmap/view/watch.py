@@ -19,9 +19,8 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ..engine.interrupts import Gate, start_thread
-from ..engine.model import Failure, Snapshot, Statuses
-from ..engine.recent import Recent
-from ..engine.series import Series
+from ..engine.model import Snapshot, Statuses
+from ..engine.seen import Seen
 from .terminal import Display, open_display
 
 logger = logging.getLogger("nbmap")
@@ -37,16 +36,12 @@ class Watched(Protocol):
     """What is asked of a run."""
 
     name: str
-    prints: dict[int, list[str]]
-    first_failures: list[Failure]
-    recent: Recent
-    series: Series
+    seen: Seen
     streams: bool  # whether its function is a generator's
     takeovers: list[tuple[int, int, int]]  # input, attempt, output that it took over at
     on_print: Callable[[int, str, str], None] | None
     on_wait: Callable[[], None] | None
     keep: bool
-    shown: bool  # whether its outputs are looked at for a view
     front: object  # what the user has of it, until it has ended
 
     @property
@@ -120,7 +115,7 @@ _wake = Gate()
 def begin(run: Watched) -> bool:
     """Show a run from now on, and tell whether that can be done; it goes on in any case."""
     global _shows
-    run.shown = notebook is not None
+    run.seen.by_view = notebook is not None
     try:
         watch = Watch(run)
     except Exception:
@@ -138,7 +133,7 @@ def begin(run: Watched) -> bool:
 
 def begin_quietly(run: Watched) -> None:
     """Show a single call if it takes long, in a notebook; elsewhere pass on what it prints."""
-    run.shown = notebook is not None
+    run.seen.by_view = notebook is not None
     if notebook is not None:
         began = time.monotonic()
         me = weakref.ref(run)  # a run that held itself would keep its output until a collection

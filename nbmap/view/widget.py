@@ -146,11 +146,11 @@ class View:
         self._due = False  # its output is to be published soon
         self._run: Watched | None = run
         self._name = run.name
-        self._prints = run.prints
-        self._failures = run.first_failures
+        self._prints = run.seen.prints
+        self._failures = run.seen.failures
         self._takeovers = run.takeovers
-        self._recent = run.recent
-        self._series = run.series
+        self._recent = run.seen.recent
+        self._series = run.seen.series
         self._streams = run.streams
         self._page = page
         self._began = time.monotonic()

@@ -802,30 +802,48 @@ CONTRAST = """
   const ground = light(getComputedStyle(root).backgroundColor);
   const names = [".nbmap-name", ".nbmap-line", ".nbmap-legend li", ".nbmap-note", "td"];
   const nodes = names.map((name) => root.querySelector(name)).filter((node) => node !== null);
-  return nodes.map((node) => ratio(light(getComputedStyle(node).color), ground));
+  const glyphs = [...root.querySelectorAll(".nbmap-swatch:not(.nbmap-waiting)")].map((e) => getComputedStyle(e));
+  return [
+    ...nodes.map((node) => ratio(light(getComputedStyle(node).color), ground)),
+    ...glyphs.map((style) => ratio(light(style.color), light(style.backgroundColor))),
+  ];
 }
 """
 PIXEL = "e => [...e.getContext('2d').getImageData(3, 3, 1, 1).data]"
 
 
 def test_v16_another_theme_in_the_middle_of_a_run(lab):
-    """Text is legible in both, and the grid has the new colours without a reload."""
+    """Text and glyphs are legible in each, and the grid has its colours without a reload."""
     notebook = opened(lab, BLOCKING.replace("run.wait()", ""), "go.touch()")
     notebook.run(1)
     live = Live(notebook, 1)
     expect(live.count("failed")).to_have_text("1")
     expect(live.count("running")).to_have_text("2")
     before = live.grid.evaluate(PIXEL)
-    for theme in ("dark", "light"):
+    for theme in ("dark", "high contrast", "light"):
         notebook.theme(theme)
         expect(live.root).to_be_visible()
+        notebook.screenshot(f"theme-{theme}")
         ratios = notebook.page.evaluate(CONTRAST)
-        assert len(ratios) >= 4
-        assert min(ratios) >= 4.5, ratios
+        assert len(ratios) >= 8
+        assert min(ratios) >= 4.5, (theme, ratios)
         after = live.grid.evaluate(PIXEL)
         assert (after == before) == (theme == "light"), (theme, before, after)
     notebook.run(2)
     expect(live.line).to_contain_text("20/20")
+
+
+def test_what_the_system_asks_for_is_done(lab):
+    """Nothing moves where less motion is wanted, and with forced colours bars have borders."""
+    notebook = opened(lab, "run = work.map(range(6))\nrun.wait()")
+    notebook.page.emulate_media(reduced_motion="reduce", forced_colors="active")
+    notebook.run(1)
+    live = Live(notebook, 1)
+    part = live.root.locator(".nbmap-bar i").first
+    expect(part).to_have_css("transition-duration", "0s")
+    expect(part).to_have_css("border-top-style", "solid")
+    notebook.wait_idle(1)
+    notebook.screenshot("forced-colours")
 
 
 def test_v17_the_view_has_no_serious_fault_for_assistive_technology(lab):

@@ -16,7 +16,11 @@ DONE = re.compile(r"^\[\d+\]:$")
 # JupyterLab drops offers that take the kernel more than a second, as the first ones do.
 TABS = 6
 TAB_PATIENCE = 3_000  # ms
-THEMES = {"dark": "JupyterLab Dark", "light": "JupyterLab Light"}
+THEMES = {
+    "dark": "JupyterLab Dark",
+    "high contrast": "JupyterLab Dark High Contrast",
+    "light": "JupyterLab Light",
+}
 WATCH = """(element) => {
     delete element.dataset.hasChanged;
     const observer = new MutationObserver(() => {
@@ -178,7 +182,7 @@ class Notebook(Tab):
             self.menu("File", "Save Notebook")
 
     def theme(self, name):
-        """Switch to the "dark" or the "light" theme, by the menu."""
+        """Switch to another theme, by the menu: one of `THEMES`."""
         self.menu("Settings", "Theme", THEMES[name])
         light = "true" if name == "light" else "false"
         expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", light)
