@@ -184,8 +184,7 @@ class Notebook(Tab):
     def theme(self, name):
         """Switch to another theme, by the menu: one of `THEMES`."""
         self.menu("Settings", "Theme", THEMES[name])
-        light = "true" if name == "light" else "false"
-        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", light)
+        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", THEMES[name])
         expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
 
     def menu(self, first, *others):
