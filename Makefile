@@ -51,12 +51,12 @@ test-main: .venv-bare/.test .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .v
 
 # In the browser, with kernels of all environments.
 test-lab: .venv-wheel/.test .venv-wheel/ipykernel-7.3/.test .venv-gpu/.test | lint chromium
-	$(VENV) -m pytest -p no:cacheprovider tests/lab $(ARGS)
+	$(in-own-tmp) $(VENV) -m pytest -p no:cacheprovider tests/lab $(ARGS)
 
 # The real dask-cuda, with the Dask that it pins, over libraries that stand for NVIDIA's. They are
 # built by the machine's C compiler; without one these tests fail.
 test-cuda: .venv-gpu/.test | test-lab
-	$(GPU) -m pytest -p no:cacheprovider tests/gpus/cuda
+	$(in-own-tmp) $(GPU) -m pytest -p no:cacheprovider tests/gpus/cuda
 
 # On the GPUs that this machine really has; without one they fail.
 gpu-test: .venv-gpu/.test
@@ -66,7 +66,7 @@ gpu-test: .venv-gpu/.test
 test-next: .venv-next/.test | test-cuda
 	@if [ -e .venv-next/.test ]; then \
 		echo "$$($(NEXT) -V) with dask 2026.7.1:"; \
-		$(NEXT) -m pytest -p no:cacheprovider -m 'not chaos' tests/engine tests/surface; \
+		$(in-own-tmp) $(NEXT) -m pytest -p no:cacheprovider -m 'not chaos' tests/engine tests/surface; \
 	else \
 		echo 'No CPython newer than that of .venv was found: the tests ran on one version only.'; \
 	fi
@@ -88,6 +88,9 @@ pictures: .venv/.test | chromium
 clean:
 	rm -rf .venv .venv-next .venv-gpu .venv-bare .venv-wheel build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find nbmap tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A test looks at what another user can reach of what was put into the temporary folder meanwhile.
+in-own-tmp = tmp="$$(mktemp -d)" && trap 'rm -rf "$$tmp"' EXIT && TMPDIR="$$tmp"
 
 # Environments are made once, and brought up to date when pyproject.toml changes.
 .venv/.demo: pyproject.toml
