@@ -901,6 +901,8 @@ class View {
     for (const segment of this.segments) {
       const count = head.counts[STATUSES.indexOf(segment.dataset.status)];
       segment.style.width = `${(100 * count) / total}%`;
+      // One failure of a million is seen, too.
+      segment.style.minWidth = count && segment.dataset.status === STATUSES[FAILED] ? "4px" : "";
     }
     this.bar.setAttribute("aria-valuemax", String(total));
     this.bar.setAttribute("aria-valuenow", String(ended));
