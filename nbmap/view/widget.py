@@ -164,6 +164,7 @@ class View:
         self._again: Callable[[], Any] = lambda: None  # returns that, while anybody keeps it
         self._remark = ""  # what has become of a request to run it again
         self._pictures = ""  # of its end
+        self._publishing = threading.Lock()  # or an older state would come after a newer one
         self._lock = threading.Lock()  # of what is below and shared, never held while sending
         self._requests: set[str] = set()  # of those that are acted on once
         self._heard = False
@@ -226,10 +227,11 @@ class View:
 
     def publish(self) -> None:
         """Bring up to date what is displayed of it."""
-        self._published = time.monotonic()
-        bundle = self._with_those_below()
-        for output in list(self._outputs):
-            output.update(bundle)
+        with self._publishing:
+            self._published = time.monotonic()
+            bundle = self._with_those_below()
+            for output in list(self._outputs):
+                output.update(bundle)
         if self.top is not self:
             self.top.publish_soon()
 
