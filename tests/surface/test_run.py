@@ -84,12 +84,20 @@ def test_s25_an_index_beyond_an_iterator_of_unknown_length(transport):
 
 
 def test_s25_length(transport):
-    """`len` is the number of inputs where they have a length, and else a TypeError."""
+    """`len` is the number of inputs where they have a length, and else a TypeError until all are read."""
     assert len(nbmap.remote(abs).map(range(7))) == 7
-    run = nbmap.remote(abs).map(iter([1]))
+    asked = threading.Event()
+
+    def inputs():
+        yield 1
+        asked.wait(30)
+
+    run = nbmap.remote(abs).map(inputs())
     with pytest.raises(TypeError, match="not known"):
         len(run)
+    asked.set()
     assert list(run) == [1]
+    assert len(run) == 1
 
 
 def test_s25_a_failed_input_raises_at_its_index_alone(transport):
